@@ -1,0 +1,69 @@
+# `make` alone lists the targets. Every target sets up what it needs by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export CARGO_TERM_COLOR ?= never
+
+RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+.DEFAULT_GOAL := help
+.PHONY: help build test test-rust test-python slow lint format bench wheel test-wheel demo clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+build: $(VENV)/.built  ## Create .venv and install ltde in release mode with the test extra
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/.built: $(VENV)/.venv pyproject.toml $(RUST)
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	touch $@
+
+demo: build  ## Simulate the Sioux Falls road network from 1,000 vehicles to infinitely many
+	$(BIN)/python examples/sioux_falls.py
+
+test: test-rust test-python  ## Run the Rust and the Python tests
+
+test-rust:  ## Run the Rust tests (no Python needed)
+	cargo test --locked
+
+test-python: build  ## Run the Python tests
+	$(BIN)/python -m pytest -q
+
+slow: build  ## Run the long statistics
+	cargo test --locked --release -- --ignored
+	$(BIN)/python -m pytest -q -m slow
+
+lint: build  ## rustfmt, clippy, rustdoc, ruff, mypy and stubtest, warnings as errors
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest ltde._core
+
+format: build  ## Format Rust and Python
+	cargo fmt --all
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: build  ## Measure speed beside peers and fill docs/performance.md
+	-$(BIN)/python -m pip install --quiet '.[bench]'
+	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/scaling.py
+	cargo bench --locked
+
+wheel: $(VENV)/.venv  ## Build the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+test-wheel: wheel  ## Install the wheel in a clean environment outside the checkout and test it
+	sh tests/wheel.sh dist/*.whl
+
+clean:  ## Remove everything that the targets made
+	rm -rf $(VENV) dist target

@@ -1,0 +1,64 @@
+"""Mean-field multi-agent reinforcement learning on networks.
+
+Every public name is loaded on first use; importing the package loads neither torch nor numba nor
+matplotlib nor networkx.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ltde._core import ModelError as ModelError
+    from ltde._core import __version__ as __version__
+    from ltde.agents import AgentRollout as AgentRollout
+    from ltde.agents import AgentSimulator as AgentSimulator
+    from ltde.agents import AgentStep as AgentStep
+    from ltde.graph import Balls as Balls
+    from ltde.graph import Graph as Graph
+    from ltde.initial import DirichletInitial as DirichletInitial
+    from ltde.model import NetworkedModel as NetworkedModel
+    from ltde.policy import FunctionPolicy as FunctionPolicy
+    from ltde.policy import IndividualPolicy as IndividualPolicy
+    from ltde.policy import TabularPolicy as TabularPolicy
+    from ltde.simulator import Rollout as Rollout
+    from ltde.simulator import Simulator as Simulator
+    from ltde.simulator import Step as Step
+    from ltde.simulator import Visitation as Visitation
+
+_HOME = {
+    "AgentRollout": "agents",
+    "AgentSimulator": "agents",
+    "AgentStep": "agents",
+    "Balls": "graph",
+    "DirichletInitial": "initial",
+    "FunctionPolicy": "policy",
+    "Graph": "graph",
+    "IndividualPolicy": "policy",
+    "ModelError": "_core",
+    "NetworkedModel": "model",
+    "Rollout": "simulator",
+    "Simulator": "simulator",
+    "Step": "simulator",
+    "TabularPolicy": "policy",
+    "Visitation": "simulator",
+    "__version__": "_core",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'ltde' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"ltde.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,178 @@
+//! Team-decentralised policies Pi_s(h(s) | mu(s)), Eq. (3.1)-(3.3).
+
+use crate::error::{Result, value_error};
+use crate::model::Model;
+use crate::multinomial::{Scratch, multinomial_add};
+use crate::rng::Words;
+
+/// Largest |sum - 1| of a row of action probabilities: room for rows computed in float32.
+pub const PROBABILITY_TOLERANCE: f64 = 1e-4;
+
+/// Where a team acts.
+#[derive(Debug, Clone, Copy)]
+pub struct Cell {
+    /// Index of the replica within the call.
+    pub replica: usize,
+    /// Index of the step within the call.
+    pub time: usize,
+    /// State s.
+    pub state: usize,
+    /// mu(s).
+    pub density: f64,
+}
+
+/// A team policy: how many of the agents of a state take each action.
+pub trait TeamPolicy: Sync {
+    /// Checks that the policy fits a model and a call of `n_steps` steps of `n_replicas`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] if a size differs, or a forbidden action has probability.
+    fn check(&self, model: &Model, n_replicas: usize, n_steps: usize) -> Result<()>;
+
+    /// E[h(s)], the law of one agent's action: fills `out` (A,).
+    fn mean_action(&self, cell: Cell, out: &mut [f64]);
+
+    /// Adds a draw of the team action c(s, .) of `n` agents to `out` (A,).
+    ///
+    /// The default is the multinomial team of the individual policy `mean_action`, Eq. (3.2);
+    /// `pi` (A,) is scratch memory.
+    #[inline]
+    fn sample<R: Words>(
+        &self,
+        cell: Cell,
+        n: u64,
+        rng: &mut R,
+        pi: &mut [f64],
+        scratch: &mut Scratch,
+        out: &mut [i64],
+    ) {
+        self.mean_action(cell, pi);
+        multinomial_add(rng, n, pi, scratch, out);
+    }
+}
+
+/// Action probabilities from a table (times, replicas, S, A), the first two of size 1 if the
+/// table does not depend on them.
+#[derive(Debug, Clone, Copy)]
+pub struct TabularPolicy<'a> {
+    probs: &'a [f64],
+    shape: [usize; 4],
+}
+
+impl<'a> TabularPolicy<'a> {
+    /// Views `probs` as a table of the given shape.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] naming the first row that holds a negative or non-finite number
+    /// or does not sum to 1 within [`PROBABILITY_TOLERANCE`].
+    pub fn new(probs: &'a [f64], shape: [usize; 4]) -> Result<Self> {
+        if probs.len() != shape.iter().product::<usize>() {
+            return value_error!(
+                "probs: expected shape {shape:?}, got {} values",
+                probs.len()
+            );
+        }
+        for (row, values) in probs.chunks_exact(shape[3].max(1)).enumerate() {
+            let mut sum = 0.0;
+            let mut least = 0.0f64;
+            for &p in values {
+                sum += p;
+                least = if p < least { p } else { least };
+            }
+            if !((sum - 1.0).abs() <= PROBABILITY_TOLERANCE && least >= 0.0) {
+                let place = Self::place(shape, row);
+                return match values.iter().position(|&p| !(p >= 0.0 && p.is_finite())) {
+                    Some(a) => value_error!(
+                        "probs[{place}, {a}]: expected a probability in [0, 1], got {}",
+                        values[a]
+                    ),
+                    None => value_error!(
+                        "probs[{place}]: expected a sum of 1 (within {PROBABILITY_TOLERANCE}), \
+                         got {sum}"
+                    ),
+                };
+            }
+        }
+        Ok(TabularPolicy { probs, shape })
+    }
+
+    /// Views a table that [`TabularPolicy::new`] has accepted before.
+    pub fn trusted(probs: &'a [f64], shape: [usize; 4]) -> Self {
+        debug_assert_eq!(probs.len(), shape.iter().product::<usize>());
+        TabularPolicy { probs, shape }
+    }
+
+    /// The index of a row as the caller wrote it, leaving out axes of size 1.
+    fn place(shape: [usize; 4], row: usize) -> String {
+        let (rest, s) = (row / shape[2], row % shape[2]);
+        let (t, b) = (rest / shape[1], rest % shape[1]);
+        let mut place = Vec::new();
+        if shape[0] > 1 {
+            place.push(t.to_string());
+        }
+        if shape[1] > 1 {
+            place.push(b.to_string());
+        }
+        place.push(s.to_string());
+        place.join(", ")
+    }
+
+    #[inline]
+    fn row(&self, cell: Cell) -> &[f64] {
+        let [times, replicas, states, actions] = self.shape;
+        let t = if times > 1 { cell.time } else { 0 };
+        let b = if replicas > 1 { cell.replica } else { 0 };
+        &self.probs[((t * replicas + b) * states + cell.state) * actions..][..actions]
+    }
+}
+
+impl TeamPolicy for TabularPolicy<'_> {
+    fn check(&self, model: &Model, n_replicas: usize, n_steps: usize) -> Result<()> {
+        let [times, replicas, states, actions] = self.shape;
+        let (s, a) = (model.graph.n_states(), model.n_actions);
+        if (states, actions) != (s, a) {
+            return value_error!(
+                "probs: expected {s} states and {a} actions, got {states} and {actions}"
+            );
+        }
+        if replicas != 1 && replicas != n_replicas {
+            return value_error!("probs: expected 1 or {n_replicas} replicas, got {replicas}");
+        }
+        if times != 1 && times < n_steps {
+            return value_error!("probs: holds {times} steps, {n_steps} were asked for");
+        }
+        if model.has_masks() {
+            for (row, values) in self.probs.chunks_exact(actions).enumerate() {
+                let state = row % states;
+                let allowed = model.allowed(state);
+                if let Some(a) = (0..actions).find(|&a| !allowed[a] && values[a] != 0.0) {
+                    return value_error!(
+                        "probs[{}, {a}]: action {a} is forbidden in state {state} by action_mask, \
+                         got probability {}",
+                        Self::place(self.shape, row),
+                        values[a]
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn mean_action(&self, cell: Cell, out: &mut [f64]) {
+        out.copy_from_slice(self.row(cell));
+    }
+
+    #[inline]
+    fn sample<R: Words>(
+        &self,
+        cell: Cell,
+        n: u64,
+        rng: &mut R,
+        _pi: &mut [f64],
+        scratch: &mut Scratch,
+        out: &mut [i64],
+    ) {
+        multinomial_add(rng, n, self.row(cell), scratch, out);
+    }
+}

@@ -1,0 +1,293 @@
+//! The population of one replica: how many agents are in each state, and which states are
+//! occupied.
+
+use crate::error::{Result, value_error};
+use crate::initial::{DrawAddress, Initial};
+use crate::multinomial::{Scratch, multinomial_add};
+use crate::policy::{Cell, TeamPolicy};
+use crate::rng::{BLOCK, Rng};
+
+/// A number of agents: an integer for finite N, a fraction of the population for N = infinity.
+///
+/// The two implementations are the only difference between the exact simulation and the
+/// mean-field flow.
+pub trait Mass:
+    Copy + Default + PartialEq + PartialOrd + Send + Sync + std::ops::AddAssign + 'static
+{
+    /// The number of agents N: u64, or nothing in the mean-field limit.
+    type Total: Copy + Send + Sync + std::fmt::Debug;
+
+    /// mu = n / N.
+    fn density(self, total: Self::Total) -> f64;
+    /// Adds the team action of `self` agents to `out` (A,).
+    fn act<P: TeamPolicy>(
+        self,
+        policy: &P,
+        cell: Cell,
+        rng: &mut Rng,
+        pi: &mut [f64],
+        scratch: &mut Scratch,
+        out: &mut [Self],
+    );
+    /// Moves `self` agents by one row of transition probabilities; adds to `out` (K,).
+    fn travel(self, row: &[f64], rng: &mut Rng, scratch: &mut Scratch, out: &mut [Self]);
+    /// The team reward: sum over a of c(s, a) r(s, mu(N_s), a) / N.
+    fn team_reward(actions: &[Self], reward: &[f64], allowed: &[bool], total: Self::Total) -> f64;
+    /// Draws from P_0 into `out` (S,).
+    fn initial(
+        law: &Initial,
+        total: Self::Total,
+        address: DrawAddress,
+        scratch: &mut Scratch,
+        out: &mut [Self],
+    );
+    /// Checks that `counts` (S,) holds the whole population.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] naming the entry and its value.
+    fn check(counts: &[Self], replica: usize, total: Self::Total) -> Result<()>;
+}
+
+impl Mass for i64 {
+    type Total = u64;
+
+    #[inline]
+    fn density(self, total: u64) -> f64 {
+        self as f64 / total as f64
+    }
+
+    #[inline]
+    fn act<P: TeamPolicy>(
+        self,
+        policy: &P,
+        cell: Cell,
+        rng: &mut Rng,
+        pi: &mut [f64],
+        scratch: &mut Scratch,
+        out: &mut [i64],
+    ) {
+        policy.sample(cell, self as u64, rng, pi, scratch, out);
+    }
+
+    #[inline]
+    fn travel(self, row: &[f64], rng: &mut Rng, scratch: &mut Scratch, out: &mut [i64]) {
+        multinomial_add(rng, self as u64, row, scratch, out);
+    }
+
+    #[inline]
+    fn team_reward(actions: &[i64], reward: &[f64], allowed: &[bool], total: u64) -> f64 {
+        f64::weighted(actions.iter().map(|&c| c as f64), reward, allowed) / total as f64
+    }
+
+    fn initial(
+        law: &Initial,
+        total: u64,
+        address: DrawAddress,
+        scratch: &mut Scratch,
+        out: &mut [i64],
+    ) {
+        law.draw_counts(total, address, scratch, out);
+    }
+
+    fn check(counts: &[i64], replica: usize, total: u64) -> Result<()> {
+        if let Some(s) = counts.iter().position(|&c| c < 0) {
+            return value_error!(
+                "counts[{replica}, {s}]: expected a count >= 0, got {}",
+                counts[s]
+            );
+        }
+        let sum: i128 = counts.iter().map(|&c| i128::from(c)).sum();
+        if sum != i128::from(total) {
+            return value_error!(
+                "counts[{replica}]: expected a sum of n_agents = {total}, got {sum}"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Mass for f64 {
+    type Total = ();
+
+    #[inline]
+    fn density(self, (): ()) -> f64 {
+        self
+    }
+
+    #[inline]
+    fn act<P: TeamPolicy>(
+        self,
+        policy: &P,
+        cell: Cell,
+        _rng: &mut Rng,
+        pi: &mut [f64],
+        _scratch: &mut Scratch,
+        out: &mut [f64],
+    ) {
+        policy.mean_action(cell, pi);
+        self.spread(pi, out);
+    }
+
+    #[inline]
+    fn travel(self, row: &[f64], _rng: &mut Rng, _scratch: &mut Scratch, out: &mut [f64]) {
+        self.spread(row, out);
+    }
+
+    #[inline]
+    fn team_reward(actions: &[f64], reward: &[f64], allowed: &[bool], (): ()) -> f64 {
+        f64::weighted(actions.iter().copied(), reward, allowed)
+    }
+
+    fn initial(law: &Initial, (): (), address: DrawAddress, _: &mut Scratch, out: &mut [f64]) {
+        law.draw_density(address, out);
+    }
+
+    fn check(counts: &[f64], replica: usize, (): ()) -> Result<()> {
+        if let Some(s) = counts.iter().position(|&m| !(m >= 0.0 && m.is_finite())) {
+            return value_error!(
+                "counts[{replica}, {s}]: expected a density >= 0, got {}",
+                counts[s]
+            );
+        }
+        let sum: f64 = counts.iter().sum();
+        if (sum - 1.0).abs() > 1e-6 {
+            return value_error!("counts[{replica}]: densities must sum to 1, got {sum}");
+        }
+        Ok(())
+    }
+}
+
+/// Helpers of the two implementations.
+trait Weighted {
+    fn weighted(masses: impl Iterator<Item = f64>, reward: &[f64], allowed: &[bool]) -> f64;
+    fn spread(self, weights: &[f64], out: &mut [f64]);
+}
+
+impl Weighted for f64 {
+    /// Sum of masses times rewards over the allowed actions, in their order.
+    #[inline]
+    fn weighted(masses: impl Iterator<Item = f64>, reward: &[f64], allowed: &[bool]) -> f64 {
+        let mut sum = 0.0;
+        for ((mass, r), &ok) in masses.zip(reward).zip(allowed) {
+            if ok {
+                sum += mass * r;
+            }
+        }
+        sum
+    }
+
+    /// Divides a mass in proportion to weights.
+    #[inline]
+    fn spread(self, weights: &[f64], out: &mut [f64]) {
+        let unit = self / weights.iter().sum::<f64>();
+        for (o, &w) in out.iter_mut().zip(weights) {
+            *o += unit * w;
+        }
+    }
+}
+
+/// Counts of one replica with a bitmap of the occupied states, one word per block.
+#[derive(Debug, Clone, Default)]
+pub struct Population<T> {
+    counts: Vec<T>,
+    words: Vec<u64>,
+    /// Blocks with an occupied state; ascending after [`Population::sort`].
+    blocks: Vec<u32>,
+}
+
+impl<T: Mass> Population<T> {
+    /// No agents in `states` states.
+    pub fn empty(states: usize) -> Self {
+        Population {
+            counts: vec![T::default(); states],
+            words: vec![0; states.div_ceil(BLOCK)],
+            blocks: Vec::new(),
+        }
+    }
+
+    /// Counts (S,).
+    #[inline]
+    pub fn counts(&self) -> &[T] {
+        &self.counts
+    }
+
+    /// Blocks with an occupied state, ascending.
+    #[inline]
+    pub fn blocks(&self) -> &[u32] {
+        &self.blocks
+    }
+
+    /// The occupied states of a block, ascending.
+    #[inline]
+    pub fn occupied(&self, block: u32) -> Occupied {
+        Occupied {
+            base: block as usize * BLOCK,
+            word: self.words[block as usize],
+        }
+    }
+
+    /// Removes everybody; costs O(occupied blocks).
+    pub fn clear(&mut self) {
+        for block in self.blocks.drain(..) {
+            let start = block as usize * BLOCK;
+            let end = (start + BLOCK).min(self.counts.len());
+            self.counts[start..end].fill(T::default());
+            self.words[block as usize] = 0;
+        }
+    }
+
+    /// Adds `mass` > 0 to state `s`. Call [`Population::sort`] after the last.
+    #[inline]
+    pub fn add(&mut self, s: usize, mass: T) {
+        let word = &mut self.words[s / BLOCK];
+        if *word == 0 {
+            self.blocks.push((s / BLOCK) as u32);
+        }
+        *word |= 1 << (s % BLOCK);
+        self.counts[s] += mass;
+    }
+
+    /// Restores the order of the blocks.
+    #[inline]
+    pub fn sort(&mut self) {
+        self.blocks.sort_unstable();
+    }
+
+    /// Overwrites the counts through `fill` and finds the occupied states; costs O(S).
+    pub fn replace(&mut self, fill: impl FnOnce(&mut [T])) {
+        fill(&mut self.counts);
+        self.blocks.clear();
+        let zero = T::default();
+        for (block, counts) in self.counts.chunks(BLOCK).enumerate() {
+            let mut word = 0u64;
+            for (i, &c) in counts.iter().enumerate() {
+                word |= u64::from(c != zero) << i;
+            }
+            self.words[block] = word;
+            if word != 0 {
+                self.blocks.push(block as u32);
+            }
+        }
+    }
+}
+
+/// Iterator over the occupied states of a block.
+#[derive(Debug, Clone)]
+pub struct Occupied {
+    base: usize,
+    word: u64,
+}
+
+impl Iterator for Occupied {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        if self.word == 0 {
+            return None;
+        }
+        let s = self.base + self.word.trailing_zeros() as usize;
+        self.word &= self.word - 1;
+        Some(s)
+    }
+}

@@ -1,0 +1,358 @@
+//! `ltde._core.Simulator`: B replicas of N agents, or of the mean-field flow.
+
+use std::process;
+use std::sync::{Mutex, MutexGuard, TryLockError};
+
+use ltde_core::policy::TabularPolicy;
+use ltde_core::population::Mass;
+use ltde_core::simulator::{Counters, Record, Simulator};
+use ltde_core::visitation::VisitationRecord;
+use numpy::{
+    Element, PyArray2, PyArray3, PyArray4, PyArrayMethods, PyReadonlyArray4, PyReadwriteArray2,
+    PyReadwriteArray3, PyReadwriteArray4,
+};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::errors::to_py;
+use crate::leave::{leave, leave_watched};
+use crate::model::PyModel;
+use crate::policy::{PyTabularPolicy, shape4};
+
+/// A simulator for one kind of mass, with the NumPy array that users see as `counts`.
+struct Engine<T: Mass + Element> {
+    simulator: Mutex<Simulator<T>>,
+    counts: Py<PyArray2<T>>,
+}
+
+/// Where recorded arrays go; each is zeroed, C-contiguous and of the right dtype.
+#[derive(FromPyObject)]
+struct Arrays<'py> {
+    #[pyo3(item)]
+    counts: Option<Bound<'py, PyAny>>,
+    #[pyo3(item)]
+    actions: Option<Bound<'py, PyAny>>,
+    #[pyo3(item)]
+    rewards: Option<PyReadwriteArray3<'py, f64>>,
+    #[pyo3(item)]
+    restarted: Option<PyReadwriteArray2<'py, bool>>,
+    #[pyo3(item)]
+    flows: Option<Bound<'py, PyAny>>,
+}
+
+/// Where draws of `visitation` go.
+#[derive(FromPyObject)]
+struct VisitationArrays<'py> {
+    #[pyo3(item)]
+    counts: Bound<'py, PyAny>,
+    #[pyo3(item)]
+    actions: Bound<'py, PyAny>,
+    #[pyo3(item)]
+    rewards: PyReadwriteArray3<'py, f64>,
+    #[pyo3(item)]
+    next_counts: Bound<'py, PyAny>,
+    #[pyo3(item)]
+    horizon: PyReadwriteArray2<'py, i64>,
+}
+
+/// A policy as Python passes it: a checked table, or an array (1, B | 1, S, A) for one call.
+#[derive(FromPyObject)]
+enum Policy<'py> {
+    #[pyo3(transparent)]
+    Table(Bound<'py, PyTabularPolicy>),
+    #[pyo3(transparent)]
+    Array(PyReadonlyArray4<'py, f64>),
+}
+
+impl Policy<'_> {
+    fn view(&self) -> PyResult<TabularPolicy<'_>> {
+        match self {
+            Policy::Table(table) => Ok(table.get().view()),
+            Policy::Array(probs) => {
+                TabularPolicy::new(probs.as_slice()?, shape4(probs)).map_err(to_py)
+            }
+        }
+    }
+}
+
+impl<T: Mass + Element> Engine<T> {
+    fn new(py: Python<'_>, simulator: Simulator<T>) -> PyResult<Self> {
+        let shape = [simulator.n_replicas(), simulator.model().graph.n_states()];
+        let counts = PyArray2::<T>::zeros(py, shape, false);
+        simulator.get_counts(counts.try_readwrite()?.as_slice_mut()?);
+        Ok(Engine {
+            simulator: Mutex::new(simulator),
+            counts: counts.unbind(),
+        })
+    }
+
+    fn lock(&self) -> PyResult<MutexGuard<'_, Simulator<T>>> {
+        match self.simulator.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::WouldBlock) => Err(PyRuntimeError::new_err(
+                "this simulator is running in another thread; use one simulator a thread",
+            )),
+            Err(TryLockError::Poisoned(_)) => Err(PyRuntimeError::new_err(
+                "this simulator was stopped by an internal error and cannot be used any more",
+            )),
+        }
+    }
+
+    /// Runs `work` from the counts that the user sees, and shows the new ones if it succeeds.
+    fn advance(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Simulator<T>, &ltde_core::watch::Watch<'_>) -> ltde_core::Result<()>
+        + Send,
+    ) -> PyResult<()> {
+        let mut guard = self.lock()?;
+        let mut counts = self.counts.bind(py).try_readwrite()?;
+        let counts = counts.as_slice_mut()?;
+        let simulator = &mut *guard;
+        leave_watched(py, move |watch| {
+            simulator.set_counts(counts)?;
+            work(simulator, watch)?;
+            simulator.get_counts(counts);
+            Ok(())
+        })
+    }
+
+    fn rollout(
+        &self,
+        py: Python<'_>,
+        policy: &Policy<'_>,
+        n_steps: usize,
+        chain: bool,
+        arrays: Arrays<'_>,
+    ) -> PyResult<()> {
+        let policy = policy.view()?;
+        let mut counts = readwrite3::<T>(arrays.counts)?;
+        let mut actions = readwrite4::<T>(arrays.actions)?;
+        let mut flows = readwrite3::<T>(arrays.flows)?;
+        let (mut rewards, mut restarted) = (arrays.rewards, arrays.restarted);
+        let record = Record {
+            counts: counts.as_mut().map(|x| x.as_slice_mut()).transpose()?,
+            actions: actions.as_mut().map(|x| x.as_slice_mut()).transpose()?,
+            rewards: rewards.as_mut().map(|x| x.as_slice_mut()).transpose()?,
+            restarted: restarted.as_mut().map(|x| x.as_slice_mut()).transpose()?,
+            flows: flows.as_mut().map(|x| x.as_slice_mut()).transpose()?,
+        };
+        self.advance(py, move |simulator, watch| {
+            simulator.rollout(&policy, n_steps, chain, record, watch)
+        })
+    }
+
+    fn visitation(
+        &self,
+        py: Python<'_>,
+        policy: &Policy<'_>,
+        n_draws: usize,
+        arrays: VisitationArrays<'_>,
+    ) -> PyResult<()> {
+        let policy = policy.view()?;
+        let mut counts = arrays.counts.cast::<PyArray3<T>>()?.try_readwrite()?;
+        let mut actions = arrays.actions.cast::<PyArray4<T>>()?.try_readwrite()?;
+        let mut next_counts = arrays.next_counts.cast::<PyArray3<T>>()?.try_readwrite()?;
+        let (mut rewards, mut horizon) = (arrays.rewards, arrays.horizon);
+        let record = VisitationRecord {
+            counts: counts.as_slice_mut()?,
+            actions: actions.as_slice_mut()?,
+            rewards: rewards.as_slice_mut()?,
+            next_counts: next_counts.as_slice_mut()?,
+            horizon: horizon.as_slice_mut()?,
+        };
+        let mut guard = self.lock()?;
+        let simulator = &mut *guard;
+        leave_watched(py, move |watch| {
+            simulator.visitation(&policy, n_draws, record, watch)
+        })
+    }
+
+    fn reset(&self, py: Python<'_>, seed: Option<u64>) -> PyResult<()> {
+        let mut guard = self.lock()?;
+        let mut counts = self.counts.bind(py).try_readwrite()?;
+        let counts = counts.as_slice_mut()?;
+        let simulator = &mut *guard;
+        leave(py, move || {
+            simulator.reset(seed);
+            simulator.get_counts(counts);
+            Ok(())
+        })
+    }
+
+    fn set_counts(
+        &self,
+        py: Python<'_>,
+        new: &Bound<'_, PyAny>,
+        seed: Option<u64>,
+    ) -> PyResult<()> {
+        let new = new.cast::<PyArray2<T>>()?.try_readonly()?;
+        let new = new.as_slice()?;
+        let mut guard = self.lock()?;
+        let counters = guard.counters();
+        let seed = seed.unwrap_or(guard.seed());
+        guard.set_counts(new).map_err(to_py)?;
+        guard.restore(seed, counters);
+        guard.get_counts(self.counts.bind(py).try_readwrite()?.as_slice_mut()?);
+        Ok(())
+    }
+}
+
+fn readwrite3<T: Element>(
+    array: Option<Bound<'_, PyAny>>,
+) -> PyResult<Option<PyReadwriteArray3<'_, T>>> {
+    array
+        .map(|a| Ok(a.cast_into::<PyArray3<T>>()?.try_readwrite()?))
+        .transpose()
+}
+
+fn readwrite4<T: Element>(
+    array: Option<Bound<'_, PyAny>>,
+) -> PyResult<Option<PyReadwriteArray4<'_, T>>> {
+    array
+        .map(|a| Ok(a.cast_into::<PyArray4<T>>()?.try_readwrite()?))
+        .transpose()
+}
+
+enum Kind {
+    Finite(Engine<i64>),
+    Flow(Engine<f64>),
+}
+
+/// Calls a method of the engine, whichever kind of mass it moves.
+macro_rules! engine {
+    ($self:ident, $engine:ident => $call:expr) => {
+        match &$self.kind {
+            Kind::Finite($engine) => $call,
+            Kind::Flow($engine) => $call,
+        }
+    };
+}
+
+/// B independent replicas of a model.
+#[pyclass(frozen, name = "Simulator", module = "ltde._core")]
+pub(crate) struct PySimulator {
+    kind: Kind,
+    /// The process that made the thread pool: its threads do not survive a fork.
+    process: u32,
+}
+
+impl PySimulator {
+    fn check_process(&self) -> PyResult<()> {
+        if process::id() == self.process {
+            return Ok(());
+        }
+        Err(PyRuntimeError::new_err(
+            "this simulator was made before a fork, and its threads stayed behind: make a new \
+             Simulator in the child process, or start processes with the method 'spawn'",
+        ))
+    }
+}
+
+#[pymethods]
+impl PySimulator {
+    /// `n_agents` None is the mean-field limit.
+    #[new]
+    fn new(
+        py: Python<'_>,
+        model: &PyModel,
+        n_agents: Option<u64>,
+        n_replicas: usize,
+        seed: u64,
+        threads: usize,
+        first_replica: u32,
+    ) -> PyResult<Self> {
+        let model = &model.inner;
+        model
+            .initial
+            .check_agents(model.graph.n_states(), n_agents)
+            .map_err(to_py)?;
+        let model = model.clone();
+        let kind = match n_agents {
+            Some(n) => Kind::Finite(Engine::new(
+                py,
+                leave(py, || {
+                    Simulator::new(model, n, n_replicas, seed, threads, first_replica)
+                })?,
+            )?),
+            None => Kind::Flow(Engine::new(
+                py,
+                leave(py, || {
+                    Simulator::new(model, (), n_replicas, seed, threads, first_replica)
+                })?,
+            )?),
+        };
+        Ok(PySimulator {
+            kind,
+            process: process::id(),
+        })
+    }
+
+    /// The array (B, S) that every call updates in place.
+    #[getter]
+    fn counts<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        engine!(self, engine => engine.counts.bind(py).clone().into_any())
+    }
+
+    /// (seed, steps, resets, episodes).
+    #[getter]
+    fn position(&self) -> PyResult<(u64, u64, u64, u64)> {
+        let (seed, c) = engine!(self, engine => {
+            let guard = engine.lock()?;
+            (guard.seed(), guard.counters())
+        });
+        Ok((seed, c.step, c.resets, c.episodes))
+    }
+
+    /// Puts back what `position` said.
+    fn restore(&self, seed: u64, step: u64, resets: u64, episodes: u64) -> PyResult<()> {
+        let counters = Counters {
+            step,
+            resets,
+            episodes,
+        };
+        engine!(self, engine => engine.lock()?.restore(seed, counters));
+        Ok(())
+    }
+
+    /// Redraws from P_0.
+    fn reset(&self, py: Python<'_>, seed: Option<u64>) -> PyResult<()> {
+        self.check_process()?;
+        engine!(self, engine => engine.reset(py, seed))
+    }
+
+    /// Takes counts (B, S) instead of a draw.
+    fn set_counts(
+        &self,
+        py: Python<'_>,
+        counts: &Bound<'_, PyAny>,
+        seed: Option<u64>,
+    ) -> PyResult<()> {
+        engine!(self, engine => engine.set_counts(py, counts, seed))
+    }
+
+    /// Plays `n_steps` steps, writing into the arrays of the dict `arrays`.
+    fn rollout(
+        &self,
+        py: Python<'_>,
+        policy: Policy<'_>,
+        n_steps: usize,
+        chain: bool,
+        arrays: Arrays<'_>,
+    ) -> PyResult<()> {
+        self.check_process()?;
+        engine!(self, engine => engine.rollout(py, &policy, n_steps, chain, arrays))
+    }
+
+    /// Draws from sigma, writing into the arrays of the dict `arrays`.
+    fn visitation(
+        &self,
+        py: Python<'_>,
+        policy: Policy<'_>,
+        n_draws: usize,
+        arrays: VisitationArrays<'_>,
+    ) -> PyResult<()> {
+        self.check_process()?;
+        engine!(self, engine => engine.visitation(py, &policy, n_draws, arrays))
+    }
+}
