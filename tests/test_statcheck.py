@@ -205,8 +205,8 @@ def test_bernstein_mean():
     rng = generator("bernstein")
     samples = rng.uniform(size=R)
     assert bernstein_mean(samples, 0.5, (0.0, 1.0))
-    assert not bernstein_mean(samples, 0.48, (0.0, 1.0))
-    assert not bernstein_mean(samples, 0.52, (0.0, 1.0))
+    assert not bernstein_mean(samples, 0.47, (0.0, 1.0))
+    assert not bernstein_mean(samples, 0.53, (0.0, 1.0))
     assert not bernstein_mean(np.append(samples, 1.5), 0.5, (0.0, 1.0))
 
 

@@ -22,8 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from ltde.model import NetworkedModel
+    from ltde.policy import IndividualPolicy
 
-__all__ = ["AgentRollout", "AgentSimulator", "AgentStep", "IndividualPolicy", "SupportsIndividual"]
+__all__ = ["AgentRollout", "AgentSimulator", "AgentStep", "SupportsIndividual"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -33,13 +34,6 @@ ROW_TOLERANCE = 1e-9
 # A policy may be computed in float32 (relative rounding 6e-8 a term); its rows are divided by their
 # own sum.
 POLICY_TOLERANCE = 1e-6
-
-
-class IndividualPolicy(Protocol):
-    """What one agent needs in order to act (2.8): `policy(state, density) -> (A,)`."""
-
-    def __call__(self, state: int, density: float, /) -> ArrayLike:
-        """Probabilities of the `A` actions for an agent in `state`, whose density is `density`."""
 
 
 class SupportsIndividual(Protocol):
@@ -225,12 +219,13 @@ class AgentSimulator:
         positions = np.empty(self.n_agents, dtype=np.int64)
         for s, (choice, prob, reward) in plans.items():
             agents = np.flatnonzero(self._positions == s)
+            neighbors = self.model.graph.neighbors(s)
             chosen = self._draw(choice, agents.size)
             actions[agents] = chosen
             rewards[agents] = reward[chosen]
             for a in np.unique(chosen):
                 movers = agents[chosen == a]
-                positions[movers] = self.model.graph.neighbors(s)[self._draw(prob[a], movers.size)]
+                positions[movers] = neighbors[self._draw(prob[a], movers.size)]
         self._positions = _frozen(positions)
         self._n_steps += 1
         return AgentStep(actions, rewards, self._positions)
@@ -410,7 +405,7 @@ def _frozen(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
 def _check_law(
     row: NDArray[np.float64], entries: Iterable[int], where: str, entry: str, tolerance: float
 ) -> None:
-    for i, p in zip(entries, row, strict=True):
+    for i, p in zip(entries, row.tolist(), strict=True):
         if not (math.isfinite(p) and p >= 0.0):
             raise ValueError(f"{where}, {entry} {i}: expected a probability, got {p}")
     if abs(row.sum() - 1.0) > tolerance:

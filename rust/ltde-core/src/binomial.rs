@@ -7,14 +7,15 @@
 //! - n min(p, q) < 10: inversion by sequential search from 0 (Kachitvichyanukul and Schmeiser's
 //!   BINV), q^n as exp(n ln1p(-p)).
 //! - otherwise: transformed rejection with squeeze (Hörmann's BTRS, J. Stat. Comput. Simul.
-//!   46, 1993, the second squeeze taken from his BTRD). The hat dominates for n p >= 10; that
-//!   and both squeezes are checked deterministically on dense grids by the tests.
+//!   46, 1993), with the exact product near the mode and the second squeeze of his BTRD. The hat
+//!   dominates for n p >= 10; that and both squeezes are checked deterministically on dense
+//!   grids by the tests.
 //!
 //! **Numerics.** k is drawn as floor(n p) + floor(offset), so that no bit is lost up to 2^53;
 //! the ratio of probabilities is computed in the `log1p` form (error below 4e-8 at n = 2^53,
 //! where the textbook form is off by 1).
 
-use crate::math::{exp, floor, ln, ln_1p, stirling_tail};
+use crate::math::{exp, floor, floor_small, ln, ln_1p, stirling_tail, two_product};
 use crate::rng::Words;
 
 /// Largest count whose neighbours are exact in a float64.
@@ -46,13 +47,13 @@ pub fn binomial<R: Words>(rng: &mut R, n: u64, p: f64, q: f64) -> u64 {
         return n;
     }
     let (small, large) = if p <= q { (p, q) } else { (q, p) };
-    let size = n as f64;
+    let size = n as i64 as f64; // signed conversions are single instructions
     let k = if size * small < REJECTION_FROM {
         inversion(rng, size, small, large)
     } else {
         rejection(rng, size, small, large)
     };
-    let k = k as u64;
+    let k = k as i64 as u64;
     if p <= q { k } else { n - k }
 }
 
@@ -63,16 +64,19 @@ fn inversion<R: Words>(rng: &mut R, n: f64, p: f64, q: f64) -> f64 {
     let a = (n + 1.0) * odds;
     let mut mass = exp(n * ln_1p(-p));
     let mut u = rng.open_uniform();
-    let mut k = 0.0;
-    while u > mass {
+    // beyond the table, and past the last u, the remaining mass has long been negligible
+    for (k, reciprocal) in (0u32..).zip(&RECIPROCAL[1..]) {
+        if u <= mass {
+            return f64::from(k);
+        }
         u -= mass;
-        k += 1.0;
-        mass *= a * RECIPROCAL.get(k as usize).copied().unwrap_or(0.0) - odds;
-        if mass < NEGLIGIBLE || k >= n {
-            break;
+        // zero from k = n on: a / (n + 1) = odds
+        mass *= a * reciprocal - odds;
+        if mass < NEGLIGIBLE {
+            return f64::from(k + 1).min(n);
         }
     }
-    k
+    n.min(RECIPROCAL.len() as f64)
 }
 
 /// 1 / k; inversion leaves before the end, where the mass has long been negligible.
@@ -110,8 +114,9 @@ impl Btrs {
         let spq = npq.sqrt();
         let b = 1.15 + 2.53 * spq;
         let a = -0.0873 + 0.0248 * b + 0.01 * p;
-        let whole = floor(n * p);
-        let fraction = n.mul_add(p, -whole) + 0.5;
+        let (product, error) = two_product(n, p);
+        let whole = floor(product);
+        let fraction = (product - whole) + error + 0.5;
         Btrs {
             n,
             p,
@@ -128,7 +133,7 @@ impl Btrs {
     /// The candidate for u in (-1/2, 1/2), u_s = 1/2 - |u|.
     #[inline]
     pub fn candidate(&self, u: f64, us: f64) -> f64 {
-        self.whole + floor((2.0 * self.a / us + self.b) * u + self.fraction)
+        self.whole + floor_small((2.0 * self.a * (1.0 / us) + self.b) * u + self.fraction)
     }
 
     /// First squeeze: inside this rectangle every candidate is accepted. v <= 0.92 - 4.2 / b.
@@ -164,7 +169,8 @@ impl Btrs {
         let (n, p, q) = (self.n, self.p, self.q);
         let rest = n - m;
         let d = k - m;
-        let slope = (n.mul_add(p, -m) + p + p - 1.0) / (q * (m + 1.0));
+        let (product, error) = two_product(n, p);
+        let slope = ((product - m) + error + p + p - 1.0) / (q * (m + 1.0));
         d * ln_1p(slope)
             - (k + 0.5) * ln_1p(d / (m + 1.0))
             - (n - k + 0.5) * ln_1p(-d / (rest + 1.0))
@@ -172,23 +178,40 @@ impl Btrs {
             + (stirling_tail(rest) - stirling_tail(n - k))
     }
 
-    /// The exact test for a candidate that the first squeeze did not accept.
+    /// f(k) / f(m) as a product, for k near m (Hörmann's step 3.1).
+    #[inline]
+    pub fn ratio_product(&self, m: f64, k: f64) -> f64 {
+        let odds = self.p / self.q;
+        let a = (self.n + 1.0) * odds;
+        let (low, high) = if m < k { (m, k) } else { (k, m) };
+        let mut product = 1.0;
+        let mut i = low;
+        while i < high {
+            i += 1.0;
+            product *= a / i - odds;
+        }
+        if m < k { product } else { 1.0 / product }
+    }
+
+    /// The exact test for a candidate in [0, n] that the first squeeze did not accept.
     fn accept(&self, k: f64, us: f64, v: f64) -> bool {
-        let ln_height = ln(self.height(us, v));
+        let height = self.height(us, v);
         let m = self.mode();
         let distance = (k - m).abs();
-        if distance > 15.0 {
-            let (centre, radius) = self.normal_squeeze(distance);
-            if ln_height < centre - radius {
-                return true;
-            }
-            if ln_height > centre + radius {
-                return false;
-            }
+        if distance <= NEAR {
+            return height <= self.ratio_product(m, k);
         }
-        ln_height <= self.ln_ratio(m, k)
+        let ln_height = ln(height);
+        let (centre, radius) = self.normal_squeeze(distance);
+        if ln_height < centre - radius {
+            return true;
+        }
+        ln_height <= centre + radius && ln_height <= self.ln_ratio(m, k)
     }
 }
+
+/// Up to this distance from the mode the ratio of probabilities is a product.
+const NEAR: f64 = 15.0;
 
 /// Transformed rejection.
 #[inline]

@@ -11,20 +11,12 @@ pub fn ln(x: f64) -> f64 {
     let f = m - 1.0;
     let s = f / (m + 1.0);
     let z = s * s;
-    // ln(1 + f) = 2 atanh(s) = f + s (z P(z) - f)
-    let mut p = 2.0 / 19.0;
-    for c in [
-        2.0 / 17.0,
-        2.0 / 15.0,
-        2.0 / 13.0,
-        2.0 / 11.0,
-        2.0 / 9.0,
-        2.0 / 7.0,
-        0.4,
-        2.0 / 3.0,
-    ] {
-        p = p * z + c;
-    }
+    // ln(1 + f) = 2 atanh(s) = f + s (z P(z) - f); P by Estrin's scheme: short chains
+    let z2 = z * z;
+    let z4 = z2 * z2;
+    let low = (2.0 / 3.0 + 0.4 * z) + (2.0 / 7.0 + 2.0 / 9.0 * z) * z2;
+    let high = (2.0 / 11.0 + 2.0 / 13.0 * z) + (2.0 / 15.0 + 2.0 / 17.0 * z) * z2;
+    let p = low + (high + 2.0 / 19.0 * z4) * z4;
     let e = exponent as f64;
     const LN2_HIGH: f64 = 6.931_471_803_691_238e-1; // 33 bits, times e exact
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
@@ -45,24 +37,20 @@ pub fn exp(x: f64) -> f64 {
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
     let k = floor(x * std::f64::consts::LOG2_E + 0.5);
     let r = (x - k * LN2_HIGH) - k * LN2_LOW;
-    let mut p = 1.605_904_383_682_161_3e-10;
-    for c in [
-        2.087_675_698_786_81e-9,
-        2.505_210_838_544_172e-8,
-        2.755_731_922_398_589e-7,
-        2.755_731_922_398_589_3e-6,
-        2.480_158_730_158_73e-5,
-        1.984_126_984_126_984e-4,
-        1.388_888_888_888_889e-3,
-        8.333_333_333_333_333e-3,
-        4.166_666_666_666_666_4e-2,
-        1.666_666_666_666_666_6e-1,
-        0.5,
-        1.0,
-        1.0,
-    ] {
-        p = p * r + c;
-    }
+    // Taylor's series to degree 13 by Estrin's scheme; |r| <= ln(2) / 2
+    const C: [f64; 14] = {
+        let mut c = [1.0; 14];
+        let mut i = 1;
+        while i < 14 {
+            c[i] = c[i - 1] / i as f64;
+            i += 1;
+        }
+        c
+    };
+    let r2 = r * r;
+    let r4 = r2 * r2;
+    let quad = |i: usize| (C[i] + C[i + 1] * r) + (C[i + 2] + C[i + 3] * r) * r2;
+    let p = (quad(0) + quad(4) * r4) + (quad(8) + (C[12] + C[13] * r) * r4) * (r4 * r4);
     f64::from_bits((p.to_bits() as i64 + ((k as i64) << 52)) as u64)
 }
 
@@ -71,6 +59,28 @@ pub fn exp(x: f64) -> f64 {
 pub fn floor(x: f64) -> f64 {
     let t = x as i64 as f64;
     t - f64::from(u8::from(t > x))
+}
+
+/// Largest integer not above x, for |x| < 2^51; beyond, an integer near x.
+#[inline]
+pub fn floor_small(x: f64) -> f64 {
+    const SHIFT: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52: the sum has no fractional bits
+    let nearest = (x + SHIFT) - SHIFT;
+    nearest - f64::from(u8::from(nearest > x))
+}
+
+/// x y = product + error without rounding (Dekker 1971), barring under- and overflow.
+#[inline]
+pub fn two_product(x: f64, y: f64) -> (f64, f64) {
+    const SPLIT: f64 = 134_217_729.0; // 2^27 + 1
+    let product = x * y;
+    let split = |x: f64| {
+        let c = SPLIT * x;
+        let high = c - (c - x);
+        (high, x - high)
+    };
+    let ((xh, xl), (yh, yl)) = (split(x), split(y));
+    (product, ((xh * yh - product) + xh * yl + xl * yh) + xl * yl)
 }
 
 /// The tail of Stirling's formula: ln k! - [ln(2 pi)/2 + (k + 1/2) ln(k + 1) - (k + 1)].
@@ -127,6 +137,19 @@ mod tests {
     }
 
     #[test]
+    fn two_product_is_exact() {
+        for (x, y) in [
+            (9007199254740991.0, 0.3),
+            (1e9 + 7.0, 1e-7 / 3.0),
+            (3.0, 1.0 / 3.0),
+        ] {
+            let (product, error) = two_product(x, y);
+            assert_eq!(product, x * y);
+            assert_eq!(error, f64::mul_add(x, y, -product));
+        }
+    }
+
+    #[test]
     fn floor_is_floor() {
         for x in [
             0.0,
@@ -140,6 +163,9 @@ mod tests {
             3e18,
         ] {
             assert_eq!(floor(x), x.floor());
+            if x.abs() < 2e15 {
+                assert_eq!(floor_small(x), x.floor());
+            }
         }
     }
 

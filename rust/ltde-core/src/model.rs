@@ -136,7 +136,8 @@ impl fmt::Display for ModelError {
                 range,
             } => write!(
                 f,
-                "action {action}: reward[{action}]: expected a number in [{}, {}], got {value}",
+                "action {action}: reward[{action}]: expected a finite number in [{:?}, {:?}], got \
+                 {value}",
                 range.0, range.1
             )?,
         }
@@ -239,7 +240,8 @@ impl Model {
             node_width,
             edge_width,
             mask: data.mask,
-            reward_range,
+            // finite bounds refuse infinite rewards without a further comparison
+            reward_range: (reward_range.0.max(f64::MIN), reward_range.1.min(f64::MAX)),
         })
     }
 
@@ -284,11 +286,13 @@ impl Model {
             .evaluate(s, mu, node, edge, prob, reward)
             .map_err(|Raised| Fault::Raised)?;
         let (lo, hi) = self.reward_range;
-        for (action, &allowed) in self.allowed(s).iter().enumerate() {
+        let mut rest = &*prob;
+        for (action, (&allowed, &r)) in self.allowed(s).iter().zip(&*reward).enumerate() {
+            let (row, others) = rest.split_at(degree);
+            rest = others;
             if !allowed {
                 continue;
             }
-            let row = &prob[action * degree..][..degree];
             let mut sum = 0.0;
             let mut least = 0.0f64;
             for &p in row {
@@ -299,8 +303,7 @@ impl Model {
             if !((sum - 1.0).abs() <= ROW_TOLERANCE && least >= 0.0) {
                 return Err(self.row_fault(s, action, row, sum));
             }
-            let r = reward[action];
-            if !(r >= lo && r <= hi && r.is_finite()) {
+            if !(r >= lo && r <= hi) {
                 return Err(Fault::Reward {
                     action,
                     value: r,

@@ -10,20 +10,28 @@ use crate::binomial::binomial;
 use crate::error::{Result, value_error};
 use crate::rng::Words;
 
-/// Up to this many agents per row are drawn one by one: (base, extra per category), measured.
-const ONE_BY_ONE: (usize, usize) = (8, 4);
+/// Whether n agents of a row with K categories are drawn one by one: up to where their cost
+/// (1 + 0.3 K ns each, measured) reaches that of K - 1 binomials of small n p (about 70 ns).
+#[inline]
+fn is_few(n: i64, categories: usize) -> bool {
+    n < 1 << 16 && n * (10 + 3 * categories as i64) <= 700 * (categories as i64 - 1)
+}
 
 /// Scratch memory of the sampler, sized on first use and reused.
 #[derive(Debug, Default, Clone)]
 pub struct Scratch {
-    tail: Vec<f64>,
-    cumulative: Vec<u64>,
+    /// Rows with agents.
+    rows: Vec<usize>,
+    /// Uniforms of the agents of one row, and its cumulative weights.
+    uniforms: Vec<f64>,
+    limits: Vec<f64>,
+    /// Rows that take the chain: what is left of their agents, and the index of the row.
+    chains: Vec<(i64, usize)>,
+    /// Suffix sums of those rows, (rows, K + 1).
+    tails: Vec<f64>,
 }
 
-/// Adds one draw of Multinomial(n, weights) to `out`.
-///
-/// `weights` must be finite and non-negative with a sum in (0, 1.5]; it need not be 1. Draws
-/// nothing when n = 0 or when a single category has weight.
+/// Adds one draw of Multinomial(n, weights) to `out`; see [`multinomial_rows`].
 #[inline]
 pub fn multinomial_add<R: Words>(
     rng: &mut R,
@@ -32,69 +40,204 @@ pub fn multinomial_add<R: Words>(
     scratch: &mut Scratch,
     out: &mut [i64],
 ) {
-    debug_assert_eq!(weights.len(), out.len());
-    if n == 0 {
-        return;
-    }
-    if n <= (ONE_BY_ONE.0 + ONE_BY_ONE.1 * weights.len()) as u64 {
-        one_by_one(rng, n, weights, &mut scratch.cumulative, out);
-    } else {
-        chain(rng, n, weights, &mut scratch.tail, out);
-    }
+    multinomial_rows(rng, &[n as i64], weights, scratch, out);
 }
 
-/// Each agent compares one word with the cumulative weights.
+/// Adds independent draws of Multinomial(counts\[a\], weights\[a\]) to `out` (K,), for all rows
+/// a of `weights` (A, K).
 ///
-/// Weight w becomes floor(w 2^63), an error below 2^-63 in probability; the sums of these
-/// integers are exact, and a word is scaled to their total by the high half of a product.
+/// Weights must be finite and non-negative, with a sum in (0, 1.5] in every row; it need not be
+/// 1. Nothing is drawn for a row without agents or with a single category.
 #[inline]
-fn one_by_one<R: Words>(
+pub fn multinomial_rows<R: Words>(
     rng: &mut R,
-    n: u64,
+    counts: &[i64],
     weights: &[f64],
-    cumulative: &mut Vec<u64>,
+    scratch: &mut Scratch,
     out: &mut [i64],
 ) {
-    const UNIT: f64 = (1u64 << 63) as f64;
-    cumulative.clear();
-    let mut total = 0u64;
-    let mut largest = (0u64, 0usize);
-    for (j, &w) in weights.iter().enumerate() {
-        let fixed = (w * UNIT) as u64;
-        total += fixed;
-        if fixed > largest.0 {
-            largest = (fixed, j);
+    debug_assert_eq!(weights.len(), out.len() * counts.len());
+    let categories = out.len();
+    scratch.chains.clear();
+    // without branches: which rows are empty is hard to predict where teams are small
+    if scratch.rows.len() < counts.len() {
+        scratch.rows.resize(counts.len(), 0);
+    }
+    let mut occupied = 0;
+    for (row, &n) in counts.iter().enumerate() {
+        scratch.rows[occupied] = row;
+        occupied += usize::from(n > 0);
+    }
+    for i in 0..occupied {
+        let row = scratch.rows[i];
+        let n = counts[row];
+        if is_few(n, categories) {
+            let weights = &weights[row * categories..][..categories];
+            if categories <= LANES + 1 {
+                few_of_few(rng, n, weights, out);
+            } else {
+                few_of_many(rng, n, weights, scratch, out);
+            }
+        } else {
+            scratch.chains.push((n, row));
         }
-        cumulative.push(total);
     }
-    if largest.0 == total {
-        out[largest.1] += n as i64;
-        return;
-    }
-    let (_, inner) = cumulative.split_last().unwrap_or((&0, &[]));
-    for _ in 0..n {
-        let x = ((u128::from(rng.next_word()) * u128::from(total)) >> 64) as u64;
-        let j = inner.iter().map(|&c| usize::from(x >= c)).sum::<usize>();
-        out[j] += 1;
+    if !scratch.chains.is_empty() {
+        chain(rng, weights, scratch, out);
     }
 }
 
-/// Conditional binomials in the order of the categories.
+/// Limits compared with one uniform at a time.
+const LANES: usize = 4;
+
+/// Draws few agents one by one among at most LANES + 1 categories.
+///
+/// Each agent compares one uniform with the cumulative weights; the error in probability is that
+/// of one rounding, 2^-53 of the row's sum. A category of weight zero is never hit: before the
+/// last positive one its limit is that of the category before it, and after it infinite.
 #[inline]
-fn chain<R: Words>(rng: &mut R, n: u64, weights: &[f64], tail: &mut Vec<f64>, out: &mut [i64]) {
-    let categories = weights.len();
-    tail.clear();
-    tail.resize(categories + 1, 0.0);
-    for j in (0..categories).rev() {
-        tail[j] = tail[j + 1] + weights[j];
+fn few_of_few<R: Words>(rng: &mut R, n: i64, weights: &[f64], out: &mut [i64]) {
+    let mut limits = [f64::INFINITY; LANES];
+    let inner = weights.len() - 1;
+    let mut total = 0.0;
+    for (limit, &w) in limits.iter_mut().zip(&weights[..inner]) {
+        total += w;
+        *limit = total;
     }
-    let mut left = n;
-    for j in 0..categories {
-        let k = binomial(rng, left, weights[j] / tail[j], tail[j + 1] / tail[j]);
-        out[j] += k as i64;
-        left -= k;
-        if left == 0 {
-            return;
+    total += weights[inner];
+    let mut undecided = false;
+    let mut below = 0;
+    for limit in &mut limits {
+        undecided |= *limit > 0.0 && *limit < total;
+        below += usize::from(*limit <= 0.0);
+        *limit = if *limit < total {
+            *limit
+        } else {
+            f64::INFINITY
+        };
+    }
+    if !undecided {
+        out[below] += n; // a single category has weight
+        return;
+    }
+    let mut above = [0; LANES];
+    let scale = Scale::new(total);
+    for _ in 0..n {
+        tally(scale.draw(rng), &limits, &mut above);
+    }
+    let mut before = n;
+    for (o, above) in out.iter_mut().zip(above).take(inner) {
+        *o += before - above;
+        before = above;
+    }
+    out[inner] += before;
+}
+
+/// As [`few_of_few`] for more categories: the uniforms are kept and meet the limits four by four.
+fn few_of_many<R: Words>(
+    rng: &mut R,
+    n: i64,
+    weights: &[f64],
+    scratch: &mut Scratch,
+    out: &mut [i64],
+) {
+    let Scratch {
+        uniforms, limits, ..
+    } = scratch;
+    let inner = weights.len() - 1;
+    limits.clear();
+    let mut total = 0.0;
+    limits.extend(weights.iter().map(|&w| {
+        total += w;
+        total
+    }));
+    limits.truncate(inner);
+    let below = limits.partition_point(|&limit| limit <= 0.0);
+    if below == inner || limits[below] >= total {
+        out[below] += n; // a single category has weight
+        return;
+    }
+    for limit in limits.iter_mut() {
+        *limit = if *limit < total {
+            *limit
+        } else {
+            f64::INFINITY
+        };
+    }
+    limits.resize(inner.next_multiple_of(LANES), f64::INFINITY);
+    let scale = Scale::new(total);
+    uniforms.clear();
+    uniforms.extend((0..n).map(|_| scale.draw(rng)));
+    let mut before = n;
+    let (chunks, _) = limits.as_chunks();
+    for (limits, out) in chunks.iter().zip(out[..inner].chunks_mut(LANES)) {
+        let mut above = [0; LANES];
+        for &x in uniforms.iter() {
+            tally(x, limits, &mut above);
+        }
+        for (o, above) in out.iter_mut().zip(above) {
+            *o += before - above;
+            before = above;
+        }
+    }
+    out[inner] += before;
+}
+
+/// Uniform numbers in (0, total): (k + 1/2) 2^-52 total.
+#[derive(Clone, Copy)]
+struct Scale {
+    step: f64,
+    half: f64,
+}
+
+impl Scale {
+    #[inline]
+    fn new(total: f64) -> Self {
+        let step = total * (1.0 / (1u64 << 52) as f64);
+        Scale {
+            step,
+            half: 0.5 * step,
+        }
+    }
+
+    #[inline]
+    fn draw<R: Words>(self, rng: &mut R) -> f64 {
+        (rng.next_word() >> 12) as f64 * self.step + self.half
+    }
+}
+
+#[inline]
+fn tally(x: f64, limits: &[f64; LANES], above: &mut [i64; LANES]) {
+    for (count, &limit) in above.iter_mut().zip(limits) {
+        *count += i64::from(x >= limit);
+    }
+}
+
+/// Conditional binomials in the order of the categories; the rows take turns, since their draws
+/// do not wait for each other.
+#[inline]
+fn chain<R: Words>(rng: &mut R, weights: &[f64], scratch: &mut Scratch, out: &mut [i64]) {
+    let categories = out.len();
+    let Scratch { chains, tails, .. } = scratch;
+    tails.clear();
+    tails.resize(chains.len() * (categories + 1), 0.0);
+    for (&(_, row), tail) in chains.iter().zip(tails.chunks_exact_mut(categories + 1)) {
+        let weights = &weights[row * categories..][..categories];
+        for j in (0..categories).rev() {
+            tail[j] = tail[j + 1] + weights[j];
+        }
+    }
+    for (j, o) in out.iter_mut().enumerate() {
+        for ((left, row), tail) in chains.iter_mut().zip(tails.chunks_exact(categories + 1)) {
+            if *left > 0 {
+                let (p, q) = (
+                    weights[*row * categories + j] / tail[j],
+                    tail[j + 1] / tail[j],
+                );
+                let k = binomial(rng, *left as u64, p, q) as i64;
+                *o += k;
+                *left -= k;
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::{Result, value_error};
 use crate::initial::{DrawAddress, Initial};
-use crate::multinomial::{Scratch, multinomial_add};
+use crate::multinomial::{Scratch, multinomial_rows};
 use crate::policy::{Cell, TeamPolicy};
 use crate::rng::{BLOCK, Rng};
 
@@ -19,6 +19,8 @@ pub trait Mass:
 
     /// mu = n / N.
     fn density(self, total: Self::Total) -> f64;
+    /// The densities of the states in `row`, into `out` (K,).
+    fn densities(counts: &[Self], row: &[u32], total: Self::Total, out: &mut [f64]);
     /// Adds the team action of `self` agents to `out` (A,).
     fn act<P: TeamPolicy>(
         self,
@@ -29,8 +31,8 @@ pub trait Mass:
         scratch: &mut Scratch,
         out: &mut [Self],
     );
-    /// Moves `self` agents by one row of transition probabilities; adds to `out` (K,).
-    fn travel(self, row: &[f64], rng: &mut Rng, scratch: &mut Scratch, out: &mut [Self]);
+    /// Moves a team (A,) by its rows of transition probabilities (A, K); adds to `out` (K,).
+    fn travel(team: &[Self], prob: &[f64], rng: &mut Rng, scratch: &mut Scratch, out: &mut [Self]);
     /// The team reward: sum over a of c(s, a) r(s, mu(N_s), a) / N.
     fn team_reward(actions: &[Self], reward: &[f64], allowed: &[bool], total: Self::Total) -> f64;
     /// Draws from P_0 into `out` (S,).
@@ -57,6 +59,16 @@ impl Mass for i64 {
     }
 
     #[inline]
+    fn densities(counts: &[i64], row: &[u32], total: u64, out: &mut [f64]) {
+        for (o, &y) in out.iter_mut().zip(row) {
+            *o = counts[y as usize] as f64;
+        }
+        // apart from the gathering, so that the divisions are done two at a time
+        let total = total as f64;
+        out.iter_mut().for_each(|o| *o /= total);
+    }
+
+    #[inline]
     fn act<P: TeamPolicy>(
         self,
         policy: &P,
@@ -70,8 +82,8 @@ impl Mass for i64 {
     }
 
     #[inline]
-    fn travel(self, row: &[f64], rng: &mut Rng, scratch: &mut Scratch, out: &mut [i64]) {
-        multinomial_add(rng, self as u64, row, scratch, out);
+    fn travel(team: &[i64], prob: &[f64], rng: &mut Rng, scratch: &mut Scratch, out: &mut [i64]) {
+        multinomial_rows(rng, team, prob, scratch, out);
     }
 
     #[inline]
@@ -115,6 +127,13 @@ impl Mass for f64 {
     }
 
     #[inline]
+    fn densities(counts: &[f64], row: &[u32], (): (), out: &mut [f64]) {
+        for (o, &y) in out.iter_mut().zip(row) {
+            *o = counts[y as usize];
+        }
+    }
+
+    #[inline]
     fn act<P: TeamPolicy>(
         self,
         policy: &P,
@@ -129,8 +148,12 @@ impl Mass for f64 {
     }
 
     #[inline]
-    fn travel(self, row: &[f64], _rng: &mut Rng, _scratch: &mut Scratch, out: &mut [f64]) {
-        self.spread(row, out);
+    fn travel(team: &[f64], prob: &[f64], _: &mut Rng, _: &mut Scratch, out: &mut [f64]) {
+        for (&mass, row) in team.iter().zip(prob.chunks_exact(out.len())) {
+            if mass > 0.0 {
+                mass.spread(row, out);
+            }
+        }
     }
 
     #[inline]
@@ -236,14 +259,16 @@ impl<T: Mass> Population<T> {
         }
     }
 
-    /// Adds `mass` > 0 to state `s`. Call [`Population::sort`] after the last.
+    /// Adds `mass` to state `s`. Call [`Population::sort`] after the last.
     #[inline]
     pub fn add(&mut self, s: usize, mass: T) {
+        let some = mass != T::default();
         let word = &mut self.words[s / BLOCK];
-        if *word == 0 {
+        if *word == 0 && some {
             self.blocks.push((s / BLOCK) as u32);
         }
-        *word |= 1 << (s % BLOCK);
+        // no branch on `some` where blocks are occupied anyway: it is hard to predict
+        *word |= u64::from(some) << (s % BLOCK);
         self.counts[s] += mass;
     }
 

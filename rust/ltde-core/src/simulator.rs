@@ -214,9 +214,7 @@ pub(crate) fn play_step<T: Mass, P: TeamPolicy>(
 #[inline]
 fn scatter<T: Mass>(row: &[u32], landed: &[T], next: &mut Population<T>) {
     for (&y, &mass) in row.iter().zip(landed) {
-        if mass != T::default() {
-            next.add(y as usize, mass);
-        }
+        next.add(y as usize, mass);
     }
 }
 

@@ -83,9 +83,7 @@ pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
         let row = model.graph.row(s);
         let degree = row.len();
         let mu = &mut work.mu[..degree];
-        for (m, &y) in mu.iter_mut().zip(row) {
-            *m = counts[y as usize].density(total);
-        }
+        T::densities(counts, row, total, mu);
         let prob = &mut work.prob[..actions * degree];
         if let Err(fault) = model.local(s, mu, prob, &mut work.reward) {
             return Err(context.error(fault, s, mu));
@@ -107,16 +105,7 @@ pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
         );
         let landed = &mut work.landed[..degree];
         landed.fill(T::default());
-        for (a, &c) in work.team.iter().enumerate() {
-            if c != T::default() {
-                c.travel(
-                    &prob[a * degree..][..degree],
-                    &mut rng,
-                    &mut work.scratch,
-                    landed,
-                );
-            }
-        }
+        T::travel(&work.team, prob, &mut rng, &mut work.scratch, landed);
         let i = s % BLOCK;
         if let Some(out) = record.actions.as_deref_mut() {
             out[i * actions..][..actions].copy_from_slice(&work.team);

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use ltde_core::initial::Initial;
 use ltde_core::model::{Model, ModelData};
-use numpy::{
-    PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray3, PyUntypedArrayMethods,
-};
+use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray3, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
