@@ -53,9 +53,9 @@ FAULTS = {
     NAN: (r"prob\[1, 2\] \(to state 3\): expected a probability >= 0, got (NaN|nan)", math.nan),
     INFINITE: (r"prob\[1, 2\] \(to state 3\): expected a probability >= 0, got inf", math.inf),
     SUM: (r"prob\[1\] must sum to 1 within (0\.000000001|1e-09), got 1\.000000002", 1.0 + 2e-9),
-    ABOVE: (r"reward\[1\]: expected a number in \[0(\.0)?, 1(\.0)?\], got 1\.5", 1.5),
-    BELOW: (r"reward\[1\]: expected a number in \[0(\.0)?, 1(\.0)?\], got -0\.5", -0.5),
-    REWARD_NAN: (r"reward\[1\]: expected a number in .*, got (NaN|nan)", math.nan),
+    ABOVE: (r"reward\[1\]: expected a (finite )?number in \[0(\.0)?, 1(\.0)?\], got 1\.5", 1.5),
+    BELOW: (r"reward\[1\]: expected a (finite )?number in \[0(\.0)?, 1(\.0)?\], got -0\.5", -0.5),
+    REWARD_NAN: (r"reward\[1\]: expected a (finite )?number in .*, got (NaN|nan)", math.nan),
 }
 RAISED = {
     RAISES: (RoadClosed, r"too crowded"),

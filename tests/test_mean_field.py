@@ -31,13 +31,13 @@ def dense_step(model, policy, mu):
     return masses, (masses * reward).sum(axis=1), flows
 
 
-@pytest.mark.parametrize("n_states", [5, 70])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "n_states"),
+    [("ring", 5), ("path", 5), ("complete", 5), ("star", 5), ("ring", 70), ("path", 70)],
+)
 def test_the_flow_is_the_forward_equation(name, n_states):
     # Each step adds a few roundings of numbers below 1, and the models do not amplify errors much:
     # 1e-12 is some thousand roundings after 20 steps.
-    if n_states == 70 and name in ("complete", "star"):
-        pytest.skip("as many actions as states")
     rng = generator(f"flow {name}")
     start = rng.dirichlet(np.ones(n_states))
     model = MODELS[name](n_states=n_states, initial=start)
@@ -202,15 +202,16 @@ def test_finite_populations_approach_the_flow_like_one_over_the_root_of_n(name):
 
     The deviation of one replica spreads by about 40 % of its mean, the mean of 200 by 3 %. Seven
     points at equal distances of log 10 give the slope a standard deviation of 0.03 / (log 10
-    sqrt(28)) = 0.0025; terms of order N^{-1} and the rounding of the start (at N = 100 some 10 % of
-    the deviation) shift it by at most 0.1 / (2 log 10 ...) < 0.02. So [-0.6, -0.4] is 30 standard
-    deviations wide on either side. A limit that is wrong by 1e-3 stops the decrease at N = 10^5.
+    sqrt(28)) = 0.0025. Corrections of relative order N^{-1/2} (10 % at N = 100) shift the fit by
+    0.1 * 3 / (28 log 10) = 0.005. So +-0.1 leaves some 40 standard deviations on either side. The
+    mutant, a limit for a policy that is wrong by 0.02 in one state, moves the flow by 1e-3 or less
+    and stops the decrease from N = 10^5 or 10^6 on.
     """
     model = MODELS[name](n_states=4, initial=np.array([0.7, 0.1, 0.1, 0.1]))
     policy = random_policy(model, generator("limit"))
     sizes = 10 ** np.arange(2, 9)
     wrong = policy.copy()
-    wrong[0, :2] += [0.004, -0.004]
+    wrong[0, :2] += [0.02, -0.02]
     slopes = []
     for flow_policy in (policy, wrong):
         errors = [deviations(model, policy, flow_policy, int(n)) for n in sizes]

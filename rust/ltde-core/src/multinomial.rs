@@ -40,7 +40,12 @@ pub fn multinomial_add<R: Words>(
     scratch: &mut Scratch,
     out: &mut [i64],
 ) {
-    multinomial_rows(rng, &[n as i64], weights, scratch, out);
+    let n = n as i64;
+    if n > 0 && is_few(n, out.len()) {
+        draw_few(rng, n, weights, scratch, out);
+    } else {
+        multinomial_rows(rng, &[n], weights, scratch, out);
+    }
 }
 
 /// Adds independent draws of Multinomial(counts\[a\], weights\[a\]) to `out` (K,), for all rows
@@ -73,11 +78,7 @@ pub fn multinomial_rows<R: Words>(
         let n = counts[row];
         if is_few(n, categories) {
             let weights = &weights[row * categories..][..categories];
-            if categories <= LANES + 1 {
-                few_of_few(rng, n, weights, out);
-            } else {
-                few_of_many(rng, n, weights, scratch, out);
-            }
+            draw_few(rng, n, weights, scratch, out);
         } else {
             scratch.chains.push((n, row));
         }
@@ -87,53 +88,78 @@ pub fn multinomial_rows<R: Words>(
     }
 }
 
-/// Limits compared with one uniform at a time.
-const LANES: usize = 4;
+/// Draws few agents one by one.
+#[inline]
+fn draw_few<R: Words>(
+    rng: &mut R,
+    n: i64,
+    weights: &[f64],
+    scratch: &mut Scratch,
+    out: &mut [i64],
+) {
+    // one copy of the code for each small K: its loops are unrolled
+    match out.len() {
+        2 => few::<R, 2>(rng, n, weights, out),
+        3 => few::<R, 3>(rng, n, weights, out),
+        4 => few::<R, 4>(rng, n, weights, out),
+        5 => few::<R, 5>(rng, n, weights, out),
+        6 => few::<R, 6>(rng, n, weights, out),
+        7 => few::<R, 7>(rng, n, weights, out),
+        8 => few::<R, 8>(rng, n, weights, out),
+        _ => few_of_many(rng, n, weights, scratch, out),
+    }
+}
 
-/// Draws few agents one by one among at most LANES + 1 categories.
+/// Draws few agents one by one among K categories.
 ///
 /// Each agent compares one uniform with the cumulative weights; the error in probability is that
 /// of one rounding, 2^-53 of the row's sum. A category of weight zero is never hit: before the
 /// last positive one its limit is that of the category before it, and after it infinite.
 #[inline]
-fn few_of_few<R: Words>(rng: &mut R, n: i64, weights: &[f64], out: &mut [i64]) {
-    let mut limits = [f64::INFINITY; LANES];
-    let inner = weights.len() - 1;
+fn few<R: Words, const K: usize>(rng: &mut R, n: i64, weights: &[f64], out: &mut [i64]) {
+    let (Some(weights), Some(out)) = (weights.first_chunk::<K>(), out.first_chunk_mut::<K>())
+    else {
+        return;
+    };
+    let mut limits = [0.0; K];
     let mut total = 0.0;
-    for (limit, &w) in limits.iter_mut().zip(&weights[..inner]) {
-        total += w;
-        *limit = total;
+    for j in 0..K {
+        total += weights[j];
+        limits[j] = total;
     }
-    total += weights[inner];
-    let mut undecided = false;
-    let mut below = 0;
-    for limit in &mut limits {
-        undecided |= *limit > 0.0 && *limit < total;
-        below += usize::from(*limit <= 0.0);
-        *limit = if *limit < total {
-            *limit
-        } else {
-            f64::INFINITY
-        };
-    }
+    let undecided = limits.iter().any(|&limit| (limit > 0.0) & (limit < total));
     if !undecided {
-        out[below] += n; // a single category has weight
+        // a single category has weight: the first whose limit is not zero
+        let only = limits.iter().position(|&limit| limit > 0.0).unwrap_or(0);
+        out[only] += n;
         return;
     }
-    let mut above = [0; LANES];
+    let limits = limits.map(|limit| if limit < total { limit } else { f64::INFINITY });
     let scale = Scale::new(total);
+    if n == 1 {
+        let x = scale.draw(rng);
+        let category: usize = limits.iter().map(|&limit| usize::from(x >= limit)).sum();
+        out[category] += 1;
+        return;
+    }
+    let mut above = [0i64; K];
     for _ in 0..n {
-        tally(scale.draw(rng), &limits, &mut above);
+        let x = scale.draw(rng);
+        for j in 0..K - 1 {
+            above[j] += i64::from(x >= limits[j]);
+        }
     }
     let mut before = n;
-    for (o, above) in out.iter_mut().zip(above).take(inner) {
-        *o += before - above;
-        before = above;
+    for j in 0..K {
+        out[j] += before - above[j];
+        before = above[j];
     }
-    out[inner] += before;
 }
 
-/// As [`few_of_few`] for more categories: the uniforms are kept and meet the limits four by four.
+/// Limits compared with one uniform at a time where there are many.
+const LANES: usize = 4;
+
+/// As [`few`] for more categories: the uniforms are kept and meet the limits four by four.
 fn few_of_many<R: Words>(
     rng: &mut R,
     n: i64,

@@ -19,8 +19,6 @@ pub trait Mass:
 
     /// mu = n / N.
     fn density(self, total: Self::Total) -> f64;
-    /// The densities of the states in `row`, into `out` (K,).
-    fn densities(counts: &[Self], row: &[u32], total: Self::Total, out: &mut [f64]);
     /// Adds the team action of `self` agents to `out` (A,).
     fn act<P: TeamPolicy>(
         self,
@@ -56,16 +54,6 @@ impl Mass for i64 {
     #[inline]
     fn density(self, total: u64) -> f64 {
         self as f64 / total as f64
-    }
-
-    #[inline]
-    fn densities(counts: &[i64], row: &[u32], total: u64, out: &mut [f64]) {
-        for (o, &y) in out.iter_mut().zip(row) {
-            *o = counts[y as usize] as f64;
-        }
-        // apart from the gathering, so that the divisions are done two at a time
-        let total = total as f64;
-        out.iter_mut().for_each(|o| *o /= total);
     }
 
     #[inline]
@@ -124,13 +112,6 @@ impl Mass for f64 {
     #[inline]
     fn density(self, (): ()) -> f64 {
         self
-    }
-
-    #[inline]
-    fn densities(counts: &[f64], row: &[u32], (): (), out: &mut [f64]) {
-        for (o, &y) in out.iter_mut().zip(row) {
-            *o = counts[y as usize];
-        }
     }
 
     #[inline]
@@ -213,8 +194,10 @@ impl Weighted for f64 {
 #[derive(Debug, Clone, Default)]
 pub struct Population<T> {
     counts: Vec<T>,
+    /// mu = n / N, after [`Population::finish`].
+    densities: Vec<f64>,
     words: Vec<u64>,
-    /// Blocks with an occupied state; ascending after [`Population::sort`].
+    /// Blocks with an occupied state; ascending after [`Population::finish`].
     blocks: Vec<u32>,
 }
 
@@ -223,6 +206,7 @@ impl<T: Mass> Population<T> {
     pub fn empty(states: usize) -> Self {
         Population {
             counts: vec![T::default(); states],
+            densities: vec![0.0; states],
             words: vec![0; states.div_ceil(BLOCK)],
             blocks: Vec::new(),
         }
@@ -232,6 +216,12 @@ impl<T: Mass> Population<T> {
     #[inline]
     pub fn counts(&self) -> &[T] {
         &self.counts
+    }
+
+    /// Densities mu (S,).
+    #[inline]
+    pub fn densities(&self) -> &[f64] {
+        &self.densities
     }
 
     /// Blocks with an occupied state, ascending.
@@ -255,33 +245,39 @@ impl<T: Mass> Population<T> {
             let start = block as usize * BLOCK;
             let end = (start + BLOCK).min(self.counts.len());
             self.counts[start..end].fill(T::default());
+            self.densities[start..end].fill(0.0);
             self.words[block as usize] = 0;
         }
     }
 
-    /// Adds `mass` to state `s`. Call [`Population::sort`] after the last.
+    /// Adds `mass` to state `s`. Call [`Population::finish`] after the last.
     #[inline]
     pub fn add(&mut self, s: usize, mass: T) {
-        let some = mass != T::default();
         let word = &mut self.words[s / BLOCK];
-        if *word == 0 && some {
+        let before = *word;
+        // no branch on the mass where blocks are occupied anyway: it is hard to predict
+        *word |= u64::from(mass != T::default()) << (s % BLOCK);
+        if before == 0 && *word != 0 {
             self.blocks.push((s / BLOCK) as u32);
         }
-        // no branch on `some` where blocks are occupied anyway: it is hard to predict
-        *word |= u64::from(some) << (s % BLOCK);
         self.counts[s] += mass;
     }
 
-    /// Restores the order of the blocks.
+    /// Restores the order of the blocks and computes the densities.
     #[inline]
-    pub fn sort(&mut self) {
+    pub fn finish(&mut self, total: T::Total) {
         self.blocks.sort_unstable();
+        for &block in &self.blocks {
+            for s in self.occupied(block) {
+                self.densities[s] = self.counts[s].density(total);
+            }
+        }
     }
 
     /// Overwrites the counts through `fill` and finds the occupied states; costs O(S).
-    pub fn replace(&mut self, fill: impl FnOnce(&mut [T])) {
+    pub fn replace(&mut self, total: T::Total, fill: impl FnOnce(&mut [T])) {
+        self.clear();
         fill(&mut self.counts);
-        self.blocks.clear();
         let zero = T::default();
         for (block, counts) in self.counts.chunks(BLOCK).enumerate() {
             let mut word = 0u64;
@@ -293,6 +289,7 @@ impl<T: Mass> Population<T> {
                 self.blocks.push(block as u32);
             }
         }
+        self.finish(total);
     }
 }
 

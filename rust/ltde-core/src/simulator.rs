@@ -207,7 +207,7 @@ pub(crate) fn play_step<T: Mass, P: TeamPolicy>(
             done
         }
     };
-    next.sort();
+    next.finish(context.total);
     Ok(done)
 }
 
@@ -441,7 +441,7 @@ impl<T: Mass> Simulator<T> {
                 replica: self.first_replica + b as u32,
                 step: self.counters.resets,
             };
-            replica.now.replace(|counts| {
+            replica.now.replace(self.total, |counts| {
                 T::initial(
                     &self.model.initial,
                     self.total,
@@ -475,7 +475,9 @@ impl<T: Mass> Simulator<T> {
         }
         for (row, replica) in counts.chunks_exact(states).zip(&mut self.replicas) {
             if row != replica.now.counts() {
-                replica.now.replace(|own| own.copy_from_slice(row));
+                replica
+                    .now
+                    .replace(self.total, |own| own.copy_from_slice(row));
             }
         }
         Ok(())
@@ -645,7 +647,7 @@ impl<T: Mass, P: TeamPolicy> Play<'_, T, P> {
             replica: self.first_replica + b as u32,
             step,
         };
-        replica.next.replace(|counts| {
+        replica.next.replace(self.total, |counts| {
             let mut scratch = Default::default();
             T::initial(
                 &self.model.initial,

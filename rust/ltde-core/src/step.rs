@@ -75,7 +75,7 @@ pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
         total,
         ..
     } = *context;
-    let (actions, counts) = (model.n_actions, now.counts());
+    let (actions, counts, densities) = (model.n_actions, now.counts(), now.densities());
     let mut rng = context
         .seed
         .stream(Purpose::Step, context.replica, context.step, block);
@@ -83,7 +83,9 @@ pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
         let row = model.graph.row(s);
         let degree = row.len();
         let mu = &mut work.mu[..degree];
-        T::densities(counts, row, total, mu);
+        for (m, &y) in mu.iter_mut().zip(row) {
+            *m = densities[y as usize];
+        }
         let prob = &mut work.prob[..actions * degree];
         if let Err(fault) = model.local(s, mu, prob, &mut work.reward) {
             return Err(context.error(fault, s, mu));
@@ -92,7 +94,7 @@ pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
             replica: context.local_replica,
             time: context.time,
             state: s,
-            density: counts[s].density(total),
+            density: densities[s],
         };
         work.team.fill(T::default());
         counts[s].act(

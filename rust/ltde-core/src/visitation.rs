@@ -175,7 +175,7 @@ impl<T: Mass> Simulator<T> {
             step: 0,
         };
         let mut scratch = Default::default();
-        replica.now.replace(|counts| {
+        replica.now.replace(self.total, |counts| {
             T::initial(
                 &self.model.initial,
                 self.total,
