@@ -235,7 +235,6 @@ def test_bad_densities_are_named_and_change_nothing(counts, error, message):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="the message does not name the argument")
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -98,7 +98,6 @@ def test_a_table_of_time_is_read_from_its_first_row_in_every_rollout():
     assert simulator.n_steps == 6
 
 
-@pytest.mark.xfail(strict=True, reason="a table of one step is taken for a stationary one")
 def test_a_table_of_one_step_serves_one_step():
     simulator = ltde.Simulator(path_model(), 10, seed=1)
     simulator.rollout(ltde.TabularPolicy(PROBS[None]), 1)

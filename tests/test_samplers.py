@@ -77,7 +77,7 @@ def binomial_chi2(samples, n, p, q, n_comparisons=1):
 def binomial_mean(samples, n, p, q, n_comparisons=1):
     """p-value of the total of R samples, Binomial(R n, p); true when it is compatible.
 
-    Exact below a variance of 1e4, else normal. Power: at R = 2e5 a mean that is wrong by 0.018
+    Exact below a variance of 1e4, else normal. Power: at 1e-8, a mean that is wrong by 9 / sqrt(R)
     standard deviations is caught with probability 0.999.
     """
     samples, p = (samples, p) if p <= q else (n - samples, q)
@@ -96,8 +96,9 @@ def binomial_mean(samples, n, p, q, n_comparisons=1):
 def binomial_variance(samples, n, p, q, n_comparisons=1):
     """Mean of (k - n p)^2 / (n p q) over R samples, normal; true when it is compatible.
 
-    Variance (2 + (1 - 6 p q) / (n p q)) / R. Power: at R = 2e5 a variance that is wrong by 2.6 % is
-    caught with probability 0.999. None below n p q = 1, where it is too skew to be normal.
+    Variance (2 + (1 - 6 p q) / (n p q)) / R. Power: at 1e-8 and large n p q, a variance that is
+    wrong by the factor 1 + 13 / sqrt(R) is caught with probability 0.999. None below n p q = 1,
+    where it is too skew to be normal.
     """
     samples, p = (samples, p) if p <= q else (n - samples, q)
     v = n * p * (1.0 - p)
@@ -131,7 +132,7 @@ def check_grid(n, size, pairs):
         assert samples.max() <= n
         for check in (binomial_chi2, binomial_mean, binomial_variance):
             outcome = check(samples, n, p, q, n_comparisons=3 * len(pairs))
-            assert outcome in (None, True) or outcome, (n, p, q, check.__name__, outcome)
+            assert outcome is None or outcome, (n, p, q, check.__name__, outcome)
             made += outcome is not None
     return made
 
@@ -141,9 +142,9 @@ def check_grid(n, size, pairs):
 def test_binomial_on_a_grid(n):
     """Chi-square (up to 400 cells), mean and variance of 1e5 draws at every (p, q).
 
-    False alarms: 1e-6 for each n. Power: see `binomial_mean` and `binomial_variance`, with sqrt(2)
-    times the defects; the chi-square sees a cell of probability 0.01 that is wrong by a third.
-    Alone it is too weak: see the mutants below.
+    False alarms: 1e-6 for each n. Power: a mean wrong by 0.03 standard deviations, a variance wrong
+    by 4 %; the chi-square sees a cell of probability 0.01 that is wrong by a half. Alone it is too
+    weak: see the mutants below.
     """
     made = check_grid(n, 100_000, grid(n))
     assert made >= (14 if n == 1 else 24)
@@ -153,9 +154,9 @@ def test_binomial_on_a_grid(n):
 @pytest.mark.statistical
 @pytest.mark.parametrize("n", SIZES)
 def test_binomial_on_a_grid_with_many_draws(n):
-    """The same with 5e6 draws: seven times smaller defects."""
+    """The same with 2e6 draws, 4.5 times smaller defects; false alarms 1e-6 for each (p, q)."""
     for pair in grid(n):
-        check_grid(n, 5_000_000, [pair])
+        check_grid(n, 2_000_000, [pair])
 
 
 def exact_cdf(edges, n, p):
@@ -183,8 +184,10 @@ def expanded_cdf(edges, n, p):
 
 
 def test_scipy_is_a_fit_reference():
-    """The grid takes scipy's word: right to 1e-12 where 30 digits are cheap, and to the 1 / (n p q)
-    of an expansion that shares nothing with it up to the largest count.
+    """The grid takes scipy's word, which is checked here up to the largest count.
+
+    It is right to 1e-12 where 30 digits are cheap, and elsewhere to the 1 / (n p q) that is the
+    error of an expansion with which it shares nothing.
 
     A chi-square of R draws feels an error e of a cell of probability c as R e^2 / c, here below
     5e6 (1e-7)^2 / 1e-4 = 5e-4 of non-centrality.
@@ -249,23 +252,23 @@ def check_possible(samples, n, weights):
 def test_multinomial(n, name):
     """Checks 2 to 6 and 8: invariants, pooled mean, dispersion, marginals, collapsed pairs.
 
-    False alarms: 1e-6 for the pooled mean and the dispersion, 1e-9 for the others. Power, with 2e4
-    replicas: a gap of 0.046 in a distribution function, a variance wrong by 8 % / sqrt(K - 1); the
-    pooled mean has 1e6 (n = 1), 2e8 or 2e13 trials: at 2e8, a cell of 0.2 wrong by 0.15 %.
+    False alarms: 1e-6 for the pooled mean and the dispersion, 1e-9 for the others. Power: the
+    pooled mean has 5e5 (n = 1), 2e8 or 2e13 trials and sees, at 2e8, a cell of 0.2 wrong by 0.15 %;
+    the dispersion sees, with 2e4 replicas, a variance wrong by 8 % / sqrt(K - 1); marginals and
+    pairs see a gap of 0.05 in a distribution function (0.12 at n = 1e9, where the law is dear).
     """
-    weights, replicas = WEIGHTS[name], 20_000
+    weights, pooled = WEIGHTS[name], {1: 500_000, 1000: 200_000, 10**9: 20_000}[n]
     p = law_of(weights)
-    tag = f"multinomial {n} {name}"
-    pooled = multinomials(n, weights, max(replicas, 200_000_000 // (n * 200)), tag)
-    check_possible(pooled, n, weights)
-    if np.sort(p)[-2] * len(pooled) * n > 100:
-        assert statcheck.pooled_mean(pooled, p)
-    samples = pooled[:replicas]
+    samples = multinomials(n, weights, pooled, f"multinomial {n} {name}")
+    check_possible(samples, n, weights)
+    if np.sort(p)[-2] * pooled * n > 100:
+        assert statcheck.pooled_mean(samples, p)
+    samples = samples[:20_000]
     if n > 1:
         common, q = without_rare(samples, n, p)
         if len(q) > 1:
             assert statcheck.dispersion(common, n, q)
-    samples, q = grouped(samples, p)
+    samples, q = grouped(samples if n < 10**9 else samples[:3000], p)
     assert statcheck.dkw_marginals(samples, n, q)
     if len(q) > 2:
         assert statcheck.dkw_pairs(samples, n, q)
@@ -297,7 +300,7 @@ def test_small_multinomial_is_exact(n, weights):
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("n", [3, 60, 500])
+@pytest.mark.parametrize("n", [3, 60, 200])
 def test_multinomial_agrees_with_its_twins(n):
     """Check 9: two-sample DKW against a loop over agents, and against numpy, for every category.
 
@@ -361,15 +364,15 @@ def test_cells_are_independent(agents):
     """Check 7: counts of neighbouring states, blocks, steps and replicas are independent.
 
     Statistics: correlation, and for 3 agents chi-square of the pairs of counts against the product
-    law, which also sees dependence without correlation. False alarms: 1e-6. Power: 2e5 pairs and
-    more see a correlation of 0.02; a shared stream has 1.
+    law, which also sees dependence without correlation. False alarms: 1e-6. Power: 1.6e5 pairs
+    see a correlation of 0.022; a shared stream has 1.
     """
-    taken = actions(agents, 60, 60, f"cells {agents}")
+    taken = actions(agents, 50, 50, f"cells {agents}")
     if agents <= 25:
         assert statcheck.chi2_law(taken.ravel().tolist(), action_law(agents))
     pairs = [(name, first.ravel(), second.ravel()) for name, first, second in neighbours(taken)]
     for offset in (1, 2**32):
-        other = actions(agents, 60, 60, f"cells {agents}", seed_offset=offset)
+        other = actions(agents, 50, 50, f"cells {agents}", seed_offset=offset)
         pairs.append(("seeds", taken.ravel(), other.ravel()))
     for name, first, second in pairs:
         check = statcheck.correlation(first, second, n_comparisons=2 * len(pairs))
@@ -386,7 +389,7 @@ def test_cells_are_independent(agents):
 @pytest.mark.statistical
 def test_a_shared_stream_is_caught():
     """Mutant "same stream for two states", also if only 3 % of the draws share it."""
-    taken = actions(25, 60, 60, "shared stream")
+    taken = actions(25, 50, 50, "shared stream")
     first, second = taken[..., 0:60].ravel(), taken[..., 64:124].ravel()
     assert statcheck.correlation(first, second)
     assert not statcheck.correlation(first, first)
@@ -419,7 +422,7 @@ def poissons(n, p, size, rng):
 
 
 def gaussians(n, p, size, rng):
-    """Rounded normal counts with the right marginal variances."""
+    """Draw rounded normal counts with the right marginal variances."""
     p = np.asarray(p)
     normal = rng.normal(n * p, np.sqrt(n * p * (1 - p)), (size, len(p)))
     return np.maximum(np.rint(normal), 0).astype(np.int64)
@@ -445,7 +448,7 @@ def mixed_replicas(n, p, size, rng):
 
 
 def biased(n, p, size, rng):
-    """The first probability too large by 0.1 %."""
+    """Make the first probability too large by 0.1 %."""
     q = np.array(p, float)
     q[0] *= 1.001
     return rng.multinomial(n, law_of(q), size)
@@ -463,7 +466,7 @@ def running_sum(n, p, size, rng):
 
 
 def float32_chain(n, p, size, rng):
-    """Counts kept in float32."""
+    """Keep counts in float32."""
     out = rng.multinomial(n, law_of(p), size)
     return out.astype(np.float32).astype(np.int64)
 
@@ -527,13 +530,13 @@ def test_every_mutant_fails(mutant):
 
 
 def rounded_normal(n, p, size, rng):
-    """Normal approximation."""
+    """Draw from the normal approximation."""
     normal = rng.normal(n * p, math.sqrt(n * p * (1 - p)), size)
     return np.clip(np.rint(normal), 0, n).astype(np.int64)
 
 
 def unrestricted_rejection(n, p, size, rng):
-    """Transformed rejection whatever n p; its hat is too low below 10."""
+    """Use transformed rejection whatever n p; its hat is too low below 10."""
     q = 1.0 - p
     spread, mode = math.sqrt(n * p * q), math.floor((n + 1) * p)
     b = 1.15 + 2.53 * spread
@@ -592,9 +595,10 @@ def test_rejection_far_below_its_range_is_caught_by_many_draws():
 @pytest.mark.statistical
 @pytest.mark.timeout(600)
 def test_second_squeeze_beyond_its_range_is_not_used():
-    """Binomial(17.9e9, 1e-9) has mass 1.68e-8 at 0; BTRD as printed takes 0 3.5 times as often.
+    """Binomial(17.9e9, 1e-9) has mass 1.68e-8 at 0; a squeeze without an upper end gives it 5.9e-8.
 
-    1e9 draws: 17 expected. False alarms: 1e-6 (exact Poisson). Power: 59 are seen for certain.
+    1e9 draws: 17 expected. False alarms: 1e-6 (exact Poisson), at 40. Power: the mutant expects 59,
+    caught with probability 0.996. `acceptance_is_the_exact_ratio` in `btrs.rs` sees it for certain.
     """
     zeros = 0
     for batch in range(100):
@@ -712,9 +716,9 @@ def test_nothing_is_left_for_the_categories_after_the_last_weight():
 
 @pytest.mark.statistical
 def test_low_bits_are_not_quantised():
-    """k mod 16 is uniform where the standard deviation is large, up to 2^53.
+    """Counts modulo 16 are uniform where the standard deviation is large, up to 2^53.
 
-    Chi-square, 4e5 draws; false alarms: 1e-6. Power: one class in 16 off by 4 %.
+    Chi-square, 4e5 draws; false alarms: 1e-6. Power: one class in 16 off by 6 %.
     """
     # rand_distr#22: multiples of powers of 2; a float32 sampler (JAX, torch) has them from 2^24.
     sizes = [2**24 + 1, 2**30, 2**40, 2**50 + 1, 2**53 - 1, 2**53]

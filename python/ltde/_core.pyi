@@ -3,6 +3,17 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "Graph",
+    "Model",
+    "ModelError",
+    "Simulator",
+    "TabularPolicy",
+    "__version__",
+    "binomial",
+    "multinomial",
+]
+
 __version__: str
 
 class ModelError(ValueError):

@@ -82,7 +82,7 @@ def _compile(
     local: LocalFunction, n_actions: int, node_width: int, edge_width: int
 ) -> CompiledLocal:
     import numba
-    from numba import carray, types
+    from numba import types
 
     def array(ndim: int, readonly: bool) -> Any:
         return types.Array(types.float64, ndim, "C", readonly=readonly)
@@ -98,7 +98,7 @@ def _compile(
     function = local.py_func if isinstance(local, numba.core.dispatcher.Dispatcher) else local
     try:
         checked = numba.njit(signature, boundscheck=True, error_model="numpy")(function)
-    except numba.core.errors.NumbaError as error:
+    except Exception as error:  # numba raises many kinds, not only its own
         raise TypeError(
             f"local: numba cannot compile {getattr(function, '__qualname__', function)!r} for "
             "(int64 s, float64 mu[:], node[:], edge[:, :], prob[:, :], reward[:]), of which only "
@@ -107,7 +107,7 @@ def _compile(
 
     pointer = types.CPointer(types.float64)
 
-    @numba.cfunc(  # type: ignore[untyped-decorator]
+    @numba.cfunc(
         types.int32(types.int64, types.int64, pointer, pointer, pointer, pointer, pointer),
         error_model="numpy",
     )
@@ -115,11 +115,11 @@ def _compile(
         try:
             checked(
                 s,
-                carray(mu, (degree,)),
-                carray(node, (node_width,)),
-                carray(edge, (degree, edge_width)),
-                carray(prob, (n_actions, degree)),
-                carray(reward, (n_actions,)),
+                numba.carray(mu, (degree,)),
+                numba.carray(node, (node_width,)),
+                numba.carray(edge, (degree, edge_width)),
+                numba.carray(prob, (n_actions, degree)),
+                numba.carray(reward, (n_actions,)),
             )
         except Exception:
             return 1

@@ -67,7 +67,7 @@ class NetworkedModel:
     Attributes
     ----------
     node, edge, action_mask
-        The arrays `(S, P)`, `(nnz, Q)` and `(S, A)`, read-only; `P` or `Q` is 0 where there is none.
+        The arrays `(S, P)`, `(nnz, Q)` and `(S, A)`, read-only; `P` or `Q` is 0 if there is none.
     initial
         The array, or the `DirichletInitial`.
 
@@ -124,15 +124,18 @@ class NetworkedModel:
         self.action_mask = _mask(action_mask, graph.n_states, self.n_actions)
         self.initial = _initial(initial, graph.n_states)
         self.discount = _number("discount", discount)
-        lo, hi = (-np.inf, np.inf) if reward_range is None else reward_range
-        self.reward_range = (_number("reward_range[0]", lo), _number("reward_range[1]", hi))
+        self.reward_range = _range(reward_range)
         self._core  # noqa: B018  compile and validate now: errors at the earliest point
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse changes: the core holds its own copy of what it was built from."""
+        if "_core" in self.__dict__:
+            raise AttributeError(f"{name}: a NetworkedModel does not change; build another one")
+        super().__setattr__(name, value)
 
     @cached_property
     def _core(self) -> _core.Model:
-        compiled = compile_local(
-            self.local, self.n_actions, self.node.shape[1], self.edge.shape[1]
-        )
+        compiled = compile_local(self.local, self.n_actions, self.node.shape[1], self.edge.shape[1])
         dirichlet = isinstance(self.initial, DirichletInitial)
         law = self.initial.alpha if isinstance(self.initial, DirichletInitial) else self.initial
         return _core.Model(
@@ -156,7 +159,11 @@ class NetworkedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over graph, arrays, discount and the source of the local function."""
+        """SHA-256 over graph, arrays, discount and local function.
+
+        Of the function: its source, its defaults and the values of outer variables it reads, those
+        of helper functions included.
+        """
         law = self.initial.alpha if isinstance(self.initial, DirichletInitial) else self.initial
         digest = hashlib.sha256()
         for array in (
@@ -173,9 +180,7 @@ class NetworkedModel:
         digest.update(f" {self.reward_range!r} {_source(self.local)}".encode())
         return digest.hexdigest()
 
-    def evaluate(
-        self, mu: ArrayLike
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def evaluate(self, mu: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Evaluate transitions and rewards at densities, in the core.
 
         Parameters
@@ -198,10 +203,12 @@ class NetworkedModel:
         ModelError
             At the first state where the local function misbehaves.
         """
-        densities = np.asarray(mu, dtype=np.float64)
+        densities = _real("mu", mu)
         states = self.graph.n_states
         if densities.ndim not in (1, 2) or densities.shape[-1] != states:
-            raise ValueError(f"mu: expected shape (B, {states}) or ({states},), got {densities.shape}")
+            raise ValueError(
+                f"mu: expected shape (B, {states}) or ({states},), got {densities.shape}"
+            )
         _non_negative("mu", densities)
         rows = np.ascontiguousarray(np.atleast_2d(densities)[:, self.graph.indices])
         with self.explaining():
@@ -228,16 +235,14 @@ class NetworkedModel:
             `(A,)`. Neither is checked.
         """
         degree = len(self.graph.neighbors(s))
-        densities = np.array(mu, dtype=np.float64)
+        densities = _real("mu", mu)
         if densities.shape != (degree,):
             raise ValueError(f"mu: expected shape ({degree},), got {densities.shape}")
         densities.flags.writeable = False
         prob = np.zeros((self.n_actions, degree))
         reward = np.zeros(self.n_actions)
         start = self.graph.indptr[s]
-        self.local(
-            int(s), densities, self.node[s], self.edge[start : start + degree], prob, reward
-        )
+        self.local(int(s), densities, self.node[s], self.edge[start : start + degree], prob, reward)
         return prob, reward
 
     def check(self, n_samples: int = 30, seed: int = 0, *, compiled: bool = True) -> None:
@@ -285,7 +290,7 @@ class NetworkedModel:
                     self._check_twin(s, sample, rows, *twin)
 
     def _sample_rows(self, sample: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """One density for every neighbourhood, `(nnz,)` in CSR order, each summing to at most 1."""
+        """Sample a density for every neighbourhood, `(nnz,)` in CSR order, of sum at most 1."""
         indptr = self.graph.indptr
         degrees = np.diff(indptr)
         kind, number = sample % 3, sample // 3
@@ -304,7 +309,7 @@ class NetworkedModel:
     def _evaluate_rows(
         self, rows: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """P `(B, A, nnz)` and r `(B, S, A)` at densities `(B, nnz)` in CSR order."""
+        """Evaluate P `(B, A, nnz)` and r `(B, S, A)` at densities `(B, nnz)` in CSR order."""
         prob = np.zeros((len(rows), self.n_actions, rows.shape[1]))
         reward = np.zeros((len(rows), self.n_states, self.n_actions))
         self._core.evaluate(rows, prob, reward)
@@ -327,7 +332,8 @@ class NetworkedModel:
                 raise _fault(sample, s, a, total, what, mu)
             r = float(reward[a])
             if not (lo <= r <= hi and math.isfinite(r)):
-                what = f"reward[{a}]: expected a number in [{lo}, {hi}], got {r}"
+                wanted = "" if math.isinf(hi - lo) else f" in [{lo}, {hi}]"
+                what = f"reward[{a}]: expected a finite number{wanted}, got {r}"
                 raise _fault(sample, s, a, r, what, mu)
 
     def _check_twin(
@@ -393,8 +399,8 @@ class NetworkedModel:
             found = getattr(found, part, None)
         if found is not self.local:
             raise pickle.PicklingError(
-                f"local: {self.local.__module__}.{self.local.__qualname__} is not a function at the "
-                "top level of an importable module, so another process could not find it"
+                f"local: {self.local.__module__}.{self.local.__qualname__} is not a function at "
+                "the top level of an importable module, so another process could not find it"
             )
         keywords = {
             "node": self.node,
@@ -410,7 +416,7 @@ class NetworkedModel:
 def _fault(
     sample: int, state: int, action: int, value: float, what: str, mu: NDArray[np.float64]
 ) -> _core.ModelError:
-    """The error that the core would make of a fault."""
+    """Make the error that the core would make of a fault."""
     error = _core.ModelError(
         f"mu[{sample}], state {state}: action {action}: {what}; mu(N_s) = {mu.tolist()}"
     )
@@ -426,22 +432,55 @@ def _rebuild(
 
 
 def _source(function: Any) -> str:
-    """The source of a function, or its byte code where there is no source."""
+    """Return all that decides what a function does, as text: source, defaults, outer values."""
+    function = getattr(function, "py_func", function)  # a numba dispatcher wraps its function
     try:
-        return inspect.getsource(function)
+        text = inspect.getsource(function)
     except (OSError, TypeError):
-        return repr((function.__code__.co_code, function.__code__.co_consts))
+        text = repr((function.__code__.co_code, function.__code__.co_consts))
+    outer = inspect.getclosurevars(function)
+    values = {**outer.globals, **outer.nonlocals}
+    parts = [text, repr(function.__defaults__)]
+    for name, value in sorted(values.items()):
+        if inspect.ismodule(value):
+            parts.append(f"{name}={value.__name__}")
+        elif isinstance(value, np.ndarray):
+            parts.append(f"{name}={value.dtype.str}{value.shape}{value.tobytes().hex()}")
+        elif hasattr(value, "__code__") or hasattr(value, "py_func"):
+            parts.append(f"{name}={_source(value) if value is not function else name}")
+        else:
+            parts.append(f"{name}={value!r}")
+    return "\n".join(parts)
 
 
 def _number(name: str, value: Any) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    return float(value)
+
+
+def _range(reward_range: Any) -> tuple[float, float]:
+    if reward_range is None:
+        return -np.inf, np.inf
     try:
-        return float(value)
+        lo, hi = reward_range
     except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+        raise TypeError(f"reward_range: expected a pair (lo, hi), got {reward_range!r}") from None
+    return _number("reward_range[0]", lo), _number("reward_range[1]", hi)
+
+
+def _real(name: str, data: ArrayLike) -> NDArray[np.float64]:
+    """Convert to a float64 array of real numbers."""
+    array = np.asarray(data)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
+    return array.astype(np.float64)
 
 
 def _place(array: NDArray[Any], bad: NDArray[np.bool_]) -> str:
-    """The index of the first bad entry, as it is written in Python."""
+    """Return the index of the first bad entry, as it is written in Python."""
     return ", ".join(str(i) for i in np.argwhere(bad)[0])
 
 
@@ -454,7 +493,7 @@ def _non_negative(name: str, array: NDArray[np.float64]) -> None:
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """A read-only C-contiguous copy."""
+    """Make a read-only C-contiguous copy."""
     copy = np.array(array, order="C")
     copy.flags.writeable = False
     return copy
@@ -463,10 +502,7 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
 def _data(name: str, data: ArrayLike | None, rows: int, letter: str) -> NDArray[np.float64]:
     if data is None:
         return _frozen(np.zeros((rows, 0)))
-    array = np.asarray(data)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
-    array = array.astype(np.float64)
+    array = _real(name, data)
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2 or len(array) != rows:

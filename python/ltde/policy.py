@@ -103,7 +103,8 @@ class TabularPolicy:
         table = self._probs
 
         def individual(state: int, density: float, /) -> NDArray[np.float64]:
-            return table[state]
+            row: NDArray[np.float64] = table[state]
+            return row
 
         return individual
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -263,6 +263,8 @@ class Simulator:
         ModelError
             If the local function misbehaves; the simulator is then as it was.
         """
+        if isinstance(probs, FunctionPolicy):
+            raise TypeError("probs: expected an array; play a FunctionPolicy with rollout")
         arrays = self._empty(1, ("actions", "rewards"))
         self._play(self._table(probs), 1, False, arrays)
         return Step(arrays["actions"][0], arrays["rewards"][0])
@@ -311,8 +313,13 @@ class Simulator:
             raise ValueError(f'restart: expected None or "chain", got {restart!r}')
         wanted = self._wanted(record)
         chain = restart == "chain"
-        if chain and isinstance(policy, TabularPolicy) and not policy.stationary:
-            raise ValueError("policy: the restart chain needs a policy that does not depend on time")
+        if out is not None and not isinstance(out, Rollout):
+            raise TypeError(f"out: expected a Rollout, got {type(out).__name__}")
+        if isinstance(policy, TabularPolicy) and not policy.stationary:
+            if chain:
+                raise ValueError("policy: the restart chain needs one that does not depend on time")
+            if steps > len(policy.probs):
+                raise ValueError(f"probs: holds {len(policy.probs)} steps, {steps} were asked for")
         arrays = self._empty(steps, wanted) if out is None else self._reused(out, steps, wanted)
         if isinstance(policy, FunctionPolicy):
             self._play_function(policy, steps, chain, arrays)
@@ -399,6 +406,8 @@ class Simulator:
         KeyError
             If an entry is missing.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a dict, got {type(state).__name__}")
         for name, own in (
             ("fingerprint", self.model.fingerprint),
             ("n_agents", self.n_agents),
@@ -418,8 +427,14 @@ class Simulator:
             f"n_states={self.model.n_states}, seed={self.seed}, n_steps={self.n_steps})"
         )
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: the state of a simulator is its `state_dict`."""
+        raise TypeError(
+            "a Simulator cannot be pickled or copied; make another one and give it state_dict()"
+        )
+
     def _table(self, policy: TabularPolicy | ArrayLike) -> Any:
-        """What the core takes for a policy."""
+        """Convert a policy to what the core takes."""
         if isinstance(policy, TabularPolicy):
             return policy._core
         probs = as_probabilities(policy)
@@ -431,6 +446,8 @@ class Simulator:
         return probs.reshape(1, -1, *sizes)
 
     def _wanted(self, record: Collection[Recorded]) -> tuple[str, ...]:
+        if not isinstance(record, Iterable):
+            raise TypeError(f"record: expected names among {_RECORDABLE}, got {record!r}")
         names = (record,) if isinstance(record, str) else tuple(record)
         for name in names:
             if name not in _RECORDABLE:

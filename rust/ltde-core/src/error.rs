@@ -15,6 +15,9 @@ pub enum Error {
     /// A count is too large to be represented exactly (`OverflowError`).
     #[error("{0}")]
     Overflow(String),
+    /// There is not enough memory (`MemoryError`).
+    #[error("{0}")]
+    Memory(String),
     /// The local function misbehaved (`ltde.ModelError`).
     #[error("{0}")]
     Model(#[from] ModelError),

@@ -134,12 +134,16 @@ impl fmt::Display for ModelError {
                 action,
                 value,
                 range,
-            } => write!(
-                f,
-                "action {action}: reward[{action}]: expected a finite number in [{:?}, {:?}], got \
-                 {value}",
-                range.0, range.1
-            )?,
+            } => {
+                write!(
+                    f,
+                    "action {action}: reward[{action}]: expected a finite number"
+                )?;
+                if *range != (f64::MIN, f64::MAX) {
+                    write!(f, " in [{:?}, {:?}]", range.0, range.1)?;
+                }
+                write!(f, ", got {value}")?;
+            }
         }
         write!(f, "; mu(N_s) = {:?}", self.mu)
     }

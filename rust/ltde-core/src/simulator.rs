@@ -35,6 +35,28 @@ impl<T: Mass> Replica<T> {
             next: Population::empty(states),
         }
     }
+
+    /// `n` replicas without agents.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where they certainly do not fit, instead of the end of the process.
+    fn several(n: usize, states: usize) -> Result<Vec<Self>> {
+        let bytes = states
+            .saturating_mul(2 * (size_of::<T>() + size_of::<f64>()))
+            .saturating_add(size_of::<Self>())
+            .saturating_mul(n);
+        let memory = |_| {
+            Error::Memory(format!(
+                "n_replicas: {n} replicas of {states} states take {bytes} bytes"
+            ))
+        };
+        // asks the allocator for as much as all replicas take, and gives it back
+        Vec::<u8>::new().try_reserve_exact(bytes).map_err(memory)?;
+        let mut replicas = Vec::new();
+        replicas.try_reserve_exact(n).map_err(memory)?;
+        replicas.resize_with(n, || Replica::empty(states));
+        Ok(replicas)
+    }
 }
 
 /// Where the recorded arrays of a rollout go, each C-contiguous; `None` is not recorded.
@@ -57,8 +79,9 @@ struct ReplicaRecord<'a, T> {
     counts: Vec<&'a mut [T]>,
     actions: Vec<&'a mut [T]>,
     rewards: Vec<&'a mut [f64]>,
-    restarted: Vec<&'a mut [bool]>,
     flows: Vec<&'a mut [T]>,
+    /// Steps after which the chain restarted.
+    restarts: &'a mut Vec<usize>,
 }
 
 impl<'a, T: Mass> Record<'a, T> {
@@ -66,9 +89,10 @@ impl<'a, T: Mass> Record<'a, T> {
     fn split(
         self,
         model: &Model,
-        replicas: usize,
         steps: usize,
+        restarts: &'a mut [Vec<usize>],
     ) -> Result<Vec<ReplicaRecord<'a, T>>> {
+        let replicas = restarts.len();
         fn deal<'a, U>(
             name: &str,
             array: Option<&'a mut [U]>,
@@ -95,21 +119,20 @@ impl<'a, T: Mass> Record<'a, T> {
         let counts = deal("counts", self.counts, steps + 1, replicas, s)?;
         let actions = deal("actions", self.actions, steps, replicas, s * a)?;
         let rewards = deal("rewards", self.rewards, steps, replicas, s)?;
-        let restarted = deal("restarted", self.restarted, steps, replicas, 1)?;
         let flows = deal("flows", self.flows, steps, replicas, nnz)?;
         Ok(counts
             .into_iter()
             .zip(actions)
             .zip(rewards)
-            .zip(restarted)
             .zip(flows)
+            .zip(restarts)
             .map(
-                |((((counts, actions), rewards), restarted), flows)| ReplicaRecord {
+                |((((counts, actions), rewards), flows), restarts)| ReplicaRecord {
                     counts,
                     actions,
                     rewards,
-                    restarted,
                     flows,
+                    restarts,
                 },
             )
             .collect())
@@ -387,7 +410,7 @@ impl<T: Mass> Simulator<T> {
                     .map_err(|e| Error::Value(format!("threads: cannot start {threads}: {e}")))?,
             ),
         };
-        let replicas = vec![Replica::empty(model.graph.n_states()); n_replicas];
+        let replicas = Replica::several(n_replicas, model.graph.n_states())?;
         let mut simulator = Simulator {
             model,
             total,
@@ -505,14 +528,23 @@ impl<T: Mass> Simulator<T> {
         policy: &P,
         n_steps: usize,
         chain: bool,
-        record: Record<'_, T>,
+        mut record: Record<'_, T>,
         watch: &Watch<'_>,
     ) -> Result<()> {
+        let replicas = self.replicas.len();
         policy.check(&self.model, self.replicas.len(), n_steps)?;
         if self.counters.step + n_steps as u64 > MAX_STEP {
             return value_error!("n_steps: the step counter must stay below 2^48, got {n_steps}");
         }
-        let records = record.split(&self.model, self.replicas.len(), n_steps)?;
+        let restarted = record.restarted.take();
+        if restarted
+            .as_ref()
+            .is_some_and(|array| array.len() != n_steps * replicas)
+        {
+            return value_error!("restarted: expected {n_steps} x {replicas} entries");
+        }
+        let mut restarts = vec![Vec::new(); replicas];
+        let records = record.split(&self.model, n_steps, &mut restarts)?;
         let play = Play {
             model: &self.model,
             policy,
@@ -554,6 +586,13 @@ impl<T: Mass> Simulator<T> {
             }
         });
         play.faults.into_result(watch)?;
+        if let Some(restarted) = restarted {
+            for (b, times) in restarts.iter().enumerate() {
+                times
+                    .iter()
+                    .for_each(|time| restarted[time * replicas + b] = true);
+            }
+        }
         self.counters.step += n_steps as u64;
         Ok(())
     }
@@ -621,9 +660,7 @@ impl<T: Mass, P: TeamPolicy> Play<'_, T, P> {
             }
             if self.chain && self.restarts(b, step) {
                 self.restart(b, step, replica);
-                if let Some(out) = record.restarted.get_mut(time) {
-                    out[0] = true;
-                }
+                record.restarts.push(time);
             }
             std::mem::swap(&mut replica.now, &mut replica.next);
             if let Some(out) = record.counts.get_mut(time + 1) {

@@ -1,7 +1,9 @@
 //! Errors of the core as Python exceptions.
 
 use ltde_core::model::{Fault, ModelError as CoreModelError};
-use pyo3::exceptions::{PyIndexError, PyOverflowError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{
+    PyIndexError, PyMemoryError, PyOverflowError, PyRuntimeError, PyValueError,
+};
 use pyo3::prelude::*;
 
 pyo3::create_exception!(
@@ -19,6 +21,7 @@ pub(crate) fn to_py(error: ltde_core::Error) -> PyErr {
         ltde_core::Error::Value(message) => PyValueError::new_err(message),
         ltde_core::Error::Index(message) => PyIndexError::new_err(message),
         ltde_core::Error::Overflow(message) => PyOverflowError::new_err(message),
+        ltde_core::Error::Memory(message) => PyMemoryError::new_err(message),
         ltde_core::Error::Model(error) => Python::attach(|py| match model_error(py, &error) {
             Ok(error) | Err(error) => error,
         }),

@@ -19,6 +19,9 @@ pub struct PyGraph {
     indices: Py<PyArray1<i64>>,
 }
 
+/// Row pointers and entries.
+type Csr<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>);
+
 #[pymethods]
 impl PyGraph {
     #[new]
@@ -64,7 +67,7 @@ impl PyGraph {
         &self,
         py: Python<'py>,
         k: usize,
-    ) -> PyResult<(Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>)> {
+    ) -> PyResult<Csr<'py>> {
         let (indptr, indices) = leave(py, || Ok(self.inner.balls(k)))?;
         Ok((
             int64(py, indptr.iter().map(|&i| i as i64)),
