@@ -315,8 +315,8 @@ def test_check_raises_the_exception_of_the_function(fault, compiled):
 def test_check_compares_the_compiled_with_the_plain_function():
     model = ring_model()
     model.check()
-    model.local = path_local  # as if a global had changed since the compilation
-    model.node, model.edge = np.ones((4, 2)), np.ones((12, 2))
+    # as if a global had changed since the compilation
+    vars(model).update(local=path_local, node=np.ones((4, 2)), edge=np.ones((12, 2)))
     with pytest.raises(ltde.ModelError, match=r"prob\[\d\] is .* compiled but .* in plain Python"):
         model.check()
 

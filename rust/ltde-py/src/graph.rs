@@ -63,11 +63,7 @@ impl PyGraph {
     }
 
     /// All balls of radius k, as CSR.
-    fn balls<'py>(
-        &self,
-        py: Python<'py>,
-        k: usize,
-    ) -> PyResult<Csr<'py>> {
+    fn balls<'py>(&self, py: Python<'py>, k: usize) -> PyResult<Csr<'py>> {
         let (indptr, indices) = leave(py, || Ok(self.inner.balls(k)))?;
         Ok((
             int64(py, indptr.iter().map(|&i| i as i64)),
