@@ -112,9 +112,9 @@ fn draw_few<R: Words>(
 
 /// Draws few agents one by one among K categories.
 ///
-/// Each agent compares one uniform with the cumulative weights; the error in probability is that
-/// of one rounding, 2^-53 of the row's sum. A category of weight zero is never hit: before the
-/// last positive one its limit is that of the category before it, and after it infinite.
+/// Each agent compares one uniform below the total with the cumulative weights; the error in
+/// probability is that of one rounding, 2^-53 of the row's sum. A category of weight zero is
+/// never hit: its limit is that of the category before it, or the total.
 #[inline]
 fn few<R: Words, const K: usize>(rng: &mut R, n: i64, weights: &[f64], out: &mut [i64]) {
     let (Some(weights), Some(out)) = (weights.first_chunk::<K>(), out.first_chunk_mut::<K>())
@@ -123,22 +123,28 @@ fn few<R: Words, const K: usize>(rng: &mut R, n: i64, weights: &[f64], out: &mut
     };
     let mut limits = [0.0; K];
     let mut total = 0.0;
+    let mut largest = 0.0;
     for j in 0..K {
         total += weights[j];
         limits[j] = total;
+        largest = if weights[j] > largest {
+            weights[j]
+        } else {
+            largest
+        };
     }
-    let undecided = limits.iter().any(|&limit| (limit > 0.0) & (limit < total));
-    if !undecided {
-        // a single category has weight: the first whose limit is not zero
-        let only = limits.iter().position(|&limit| limit > 0.0).unwrap_or(0);
+    if largest == total {
+        let only = weights.iter().position(|&w| w == largest).unwrap_or(0);
         out[only] += n;
         return;
     }
-    let limits = limits.map(|limit| if limit < total { limit } else { f64::INFINITY });
     let scale = Scale::new(total);
     if n == 1 {
         let x = scale.draw(rng);
-        let category: usize = limits.iter().map(|&limit| usize::from(x >= limit)).sum();
+        let category: usize = limits[..K - 1]
+            .iter()
+            .map(|&limit| usize::from(x >= limit))
+            .sum();
         out[category] += 1;
         return;
     }
@@ -178,17 +184,11 @@ fn few_of_many<R: Words>(
         total
     }));
     limits.truncate(inner);
-    let below = limits.partition_point(|&limit| limit <= 0.0);
-    if below == inner || limits[below] >= total {
-        out[below] += n; // a single category has weight
+    let largest = weights.iter().fold(0.0, |m: f64, &w| m.max(w));
+    if largest == total {
+        let only = weights.iter().position(|&w| w == largest).unwrap_or(0);
+        out[only] += n;
         return;
-    }
-    for limit in limits.iter_mut() {
-        *limit = if *limit < total {
-            *limit
-        } else {
-            f64::INFINITY
-        };
     }
     limits.resize(inner.next_multiple_of(LANES), f64::INFINITY);
     let scale = Scale::new(total);
@@ -209,11 +209,12 @@ fn few_of_many<R: Words>(
     out[inner] += before;
 }
 
-/// Uniform numbers in (0, total): (k + 1/2) 2^-52 total.
+/// Uniform numbers in (0, total): (k + 1/2) 2^-52 total, kept below the total.
 #[derive(Clone, Copy)]
 struct Scale {
     step: f64,
     half: f64,
+    below: f64,
 }
 
 impl Scale {
@@ -223,12 +224,14 @@ impl Scale {
         Scale {
             step,
             half: 0.5 * step,
+            below: f64::from_bits(total.to_bits() - 1),
         }
     }
 
     #[inline]
     fn draw<R: Words>(self, rng: &mut R) -> f64 {
-        (rng.next_word() >> 12) as f64 * self.step + self.half
+        let x = (rng.next_word() >> 12) as f64 * self.step + self.half;
+        if x < self.below { x } else { self.below }
     }
 }
 
