@@ -1,14 +1,14 @@
 """Road traffic in Sioux Falls: 45,100 vehicles on their way to node 10, simulated at any N.
 
 A state is where a vehicle is: on one of 76 links, in the queue of one of 23 origins, or in the sink
-where all trips end. An action is the link to take at the next crossing. `N` agents stand for the
-45,100 vehicles, one vehicle weighing `N / 45,100` agents, and `N = inf` is the fluid limit.
+where all trips end. An action is the link to take at the next crossing. Each of `N` agents stands
+for 45,100 / `N` vehicles, and `N = inf` is the fluid limit.
 
 The number of vehicles on a link and the flow through it satisfy Little's law, `vehicles = flow *
 minutes(flow)`, and a vehicle leaves its link within a step with probability `step / minutes`.
 
 The table shows the mean minutes on links of a trip, queues excluded, under three policies that do
-not learn, and that the time a step takes does not depend on `N`.
+not learn, and the time a step takes: it stays bounded however large `N` is.
 """
 
 from __future__ import annotations
@@ -287,14 +287,14 @@ def draw_map(figure: Figure, axes: Axes, network: Network, peak: Floats) -> None
     capacity = (0.15 * network.free_minutes / network.congestion) ** 0.25 / 60.0
     full = capacity * 1.15 * network.free_minutes
     ratio = VEHICLES * peak / full
-    norm, colours = LogNorm(0.1, 10.0, clip=True), colormaps["cividis_r"]
+    norm, colours = LogNorm(0.05, 20.0, clip=True), colormaps["cividis_r"]
     place = {node: np.array(at) * (1.25, 1.0) for node, at in network.place.items()}
     for e in np.argsort(ratio).tolist():
         start, end = place[int(network.tail[e])], place[int(network.head[e])]
         along = (end - start) / np.linalg.norm(end - start)
         beside = 0.085 * np.array([along[1], -along[0]])  # traffic keeps to the right
         points = np.array([start + beside + 0.2 * along, end + beside - 0.24 * along])
-        used = ratio[e] > 0.01
+        used = ratio[e] > 0.0
         axes.annotate(
             "",
             points[1],
@@ -315,7 +315,7 @@ def draw_map(figure: Figure, axes: Axes, network: Network, peak: Floats) -> None
         axes.text(x, y, node, ha="center", va="center_baseline", fontsize=8, color=colour, zorder=4)
     axes.set(xlim=(-0.4, 9.15), ylim=(-0.4, 9.4), aspect="equal")
     axes.axis("off")
-    axes.set_title(f"Peak load, shortest paths to node {DESTINATION}", fontsize=11)
+    axes.set_title(f"Peak load, shortest paths to node {DESTINATION} (grey: unused)", fontsize=11)
     bar = figure.colorbar(
         ScalarMappable(norm, colours), ax=axes, orientation="horizontal", shrink=0.8, pad=0.02
     )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ltde import _core
+from ltde.arguments import integer, population_size, seed_number
 from ltde.model import NetworkedModel
 from ltde.policy import FunctionPolicy, TabularPolicy, as_probabilities
 
@@ -175,15 +176,15 @@ class Simulator:
         if not isinstance(model, NetworkedModel):
             raise TypeError(f"model: expected an ltde.NetworkedModel, got {type(model).__name__}")
         self.model = model
-        self.n_agents = _n_agents(n_agents)
-        self.n_replicas = _integer("n_replicas", n_replicas, 1, 2**32)
+        self.n_agents = population_size(n_agents)
+        self.n_replicas = integer("n_replicas", n_replicas, 1, 2**32)
         self.threads = _threads(threads)
-        self.first_replica = _integer("first_replica", first_replica, 0, 2**32)
+        self.first_replica = integer("first_replica", first_replica, 0, 2**32)
         self._core = _core.Simulator(
             model._core,
             None if self.n_agents == math.inf else int(self.n_agents),
             self.n_replicas,
-            _seed(seed),
+            seed_number(seed),
             self.threads,
             self.first_replica,
         )
@@ -230,7 +231,7 @@ class Simulator:
         -----
         The step counter goes on, so a simulator never uses a random number twice.
         """
-        new_seed = None if seed is None else _seed(seed)
+        new_seed = None if seed is None else seed_number(seed)
         if counts is None:
             self._core.reset(new_seed)
             return
@@ -308,7 +309,7 @@ class Simulator:
             If the local function misbehaves, naming replica, step, state, action and value. After
             any exception the simulator is as it was before the call.
         """
-        steps = _integer("n_steps", n_steps, 0, 2**48)
+        steps = integer("n_steps", n_steps, 0, 2**48)
         if restart not in (None, "chain"):
             raise ValueError(f'restart: expected None or "chain", got {restart!r}')
         wanted = self._wanted(record)
@@ -355,7 +356,7 @@ class Simulator:
         ModelError
             If the local function misbehaves.
         """
-        draws = _integer("n_draws", n_draws, 0, 2**32)
+        draws = integer("n_draws", n_draws, 0, 2**32)
         if isinstance(policy, FunctionPolicy):
             raise TypeError(
                 "policy: visitation runs in the core and cannot call a FunctionPolicy; use "
@@ -416,7 +417,7 @@ class Simulator:
             if state[name] != own:
                 raise ValueError(f"state[{name!r}]: expected {own!r}, got {state[name]!r}")
         position = [int(state[name]) for name in ("n_steps", "n_resets", "n_episodes")]
-        seed = _seed(int(state["seed"]))
+        seed = seed_number(int(state["seed"]))
         self.reset(counts=state["counts"])
         self._core.restore(seed, *position)
 
@@ -520,42 +521,16 @@ class Simulator:
             raise
 
 
-def _integer(name: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if not low <= value < high:
-        raise ValueError(f"{name}: expected an integer in [{low}, {high}), got {value}")
-    return int(value)
-
-
-def _seed(seed: Any) -> int:
-    return _integer("seed", seed, 0, 2**64)
-
-
-def _n_agents(value: Any) -> int | float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(
-        value, (int, float, np.integer, np.floating)
-    ):
-        raise TypeError(f"n_agents: expected an integer or math.inf, got {value!r}")
-    if value == math.inf:
-        return math.inf
-    if not (value >= 1 and value == math.floor(value)):
-        raise ValueError(f"n_agents: expected an integer >= 1 or math.inf, got {value}")
-    if value > 2**53:
-        raise OverflowError(f"n_agents: at most 2^53 = {2**53}, got {value}")
-    return int(value)
-
-
 def _threads(threads: Any) -> int:
     if threads is not None:
-        return _integer("threads", threads, 1, 2**16)
+        return integer("threads", threads, 1, 2**16)
     text = os.environ.get("LTDE_NUM_THREADS")
     if text is None:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
     try:
-        return _integer("LTDE_NUM_THREADS", int(text), 1, 2**16)
+        return integer("LTDE_NUM_THREADS", int(text), 1, 2**16)
     except ValueError:
         raise ValueError(
             f"LTDE_NUM_THREADS: expected an integer in [1, 65536), got {text!r}"
