@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ltde.arguments import integer, population_size
+
 if TYPE_CHECKING:
     from ltde.model import NetworkedModel
     from ltde.policy import IndividualPolicy
