@@ -147,26 +147,6 @@ def test_the_environment_variable_sets_the_number_of_threads(monkeypatch):
         assert ltde.Simulator(model, 10, threads=1).threads == 1
 
 
-def core_threads():
-    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    return sum(name.startswith("ltde-") for name in names)
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-def test_as_many_workers_as_asked_for_and_none_for_one_thread():
-    before = core_threads()
-    single, _ = make(threads=1)
-    assert core_threads() == before
-    triple, policy = make(threads=3)
-    triple.rollout(policy, 2)
-    assert core_threads() == before + 3
-    del single, triple
-    deadline = time.monotonic() + 10
-    while core_threads() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert core_threads() == before
-
-
 # In a process of its own: forks and signals.
 
 
@@ -195,6 +175,34 @@ def run_script(body, *arguments, timeout=60):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split("\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_as_many_workers_as_asked_for_and_none_for_one_thread(threads):
+    lines = run_script(
+        """
+        def workers():
+            names = []
+            for task in os.listdir("/proc/self/task"):
+                try:
+                    with open(f"/proc/self/task/{task}/comm") as file:
+                        names.append(file.read())
+                except FileNotFoundError:  # ended in between
+                    pass
+            return sum(name.startswith("ltde-") for name in names)
+        simulator = make()
+        simulator.rollout(policy, 2)
+        print(workers())
+        del simulator
+        deadline = time.monotonic() + 10
+        while workers() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        print(workers())
+        """,
+        threads,
+    )
+    assert lines[:2] == ["0" if threads == 1 else str(threads), "0"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -202,7 +202,6 @@ def test_record_nothing_keeps_nothing(n_agents):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
-@pytest.mark.xfail(strict=True, reason="16 bytes a step and replica are spent on slices of nothing")
 def test_record_nothing_needs_no_memory_that_grows_with_the_steps():
     # A fault at the first step ends the call at once; what is left is what was prepared. The coins
     # `restarted` take one byte a step, here 20 MB.
