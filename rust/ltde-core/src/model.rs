@@ -168,6 +168,7 @@ pub struct Model {
     edge_width: usize,
     mask: Vec<bool>,
     reward_range: (f64, f64),
+    max_degree: usize,
 }
 
 /// Data of a model in the layout of its graph.
@@ -233,6 +234,7 @@ impl Model {
         let node_width = width("node", data.node.len(), states)?;
         let edge_width = width("edge", data.edge.len(), graph.nnz())?;
         initial.check(states)?;
+        let max_degree = (0..states).map(|s| graph.range(s).len()).max().unwrap_or(0);
         Ok(Model {
             graph,
             n_actions,
@@ -244,6 +246,7 @@ impl Model {
             node_width,
             edge_width,
             mask: data.mask,
+            max_degree,
             // finite bounds refuse infinite rewards without a further comparison
             reward_range: (reward_range.0.max(f64::MIN), reward_range.1.min(f64::MAX)),
         })
@@ -261,11 +264,9 @@ impl Model {
     }
 
     /// Largest |N_s|.
+    #[inline]
     pub fn max_degree(&self) -> usize {
-        (0..self.graph.n_states())
-            .map(|s| self.graph.range(s).len())
-            .max()
-            .unwrap_or(0)
+        self.max_degree
     }
 
     /// Runs the local function of `s` at `mu` (|N_s|,) and checks what it wrote.
