@@ -266,9 +266,13 @@ class Simulator:
         """
         if isinstance(probs, FunctionPolicy):
             raise TypeError("probs: expected an array; play a FunctionPolicy with rollout")
-        arrays = self._empty(1, ("actions", "rewards"))
-        self._play(self._table(probs), 1, False, arrays)
-        return Step(arrays["actions"][0], arrays["rewards"][0])
+        table = self._table(probs)
+        shape = (1, self.n_replicas, self.model.n_states)
+        actions = np.zeros((*shape, self.model.n_actions), self._dtype)
+        rewards = np.zeros(shape)
+        arrays = {"counts": None, "actions": actions, "rewards": rewards}
+        self._play(table, 1, False, arrays | {"restarted": None, "flows": None})
+        return Step(actions[0], rewards[0])
 
     def rollout(
         self,
