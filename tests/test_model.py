@@ -3,8 +3,10 @@
 import copy
 import math
 import pickle
+import sys
 
 import ltde
+import numba
 import numpy as np
 import pytest
 from exact_law import local_tables
@@ -94,10 +96,10 @@ def test_bad_input_is_named(options, error, message):
 @pytest.mark.parametrize(
     ("alpha", "message"),
     [
-        ([1.0, 0.0], r"^alpha\[1\]: expected a positive number, got 0\.0$"),
-        ([-1.0, 1.0], r"^alpha\[0\]: expected a positive number, got -1\.0$"),
-        ([1.0, math.nan], r"^alpha\[1\]: expected a positive number, got nan$"),
-        ([1.0, math.inf], r"^alpha\[1\]: expected a positive number, got inf$"),
+        ([1.0, 0.0], r"^alpha\[1\]: expected a positive number \(at least 1e-300\), got 0\.0$"),
+        ([-1.0, 1.0], r"^alpha\[0\]: expected a positive number \(at least 1e-300\), got -1\.0$"),
+        ([1.0, math.nan], r"^alpha\[1\]: expected a positive number \(at least 1e-300\), got nan$"),
+        ([1.0, math.inf], r"^alpha\[1\]: expected a positive number \(at least 1e-300\), got inf$"),
         ([[1.0, 1.0]], r"^alpha: expected shape \(S,\), got \(1, 2\)$"),
         (1.0, r"^alpha: expected shape \(S,\), got \(\)$"),
     ],
@@ -433,3 +435,75 @@ def test_the_planted_faults_are_planted():
         faulty_local(2, *arguments)
     assert info.value.args == ("too crowded", 2)
     assert star_model().action_mask.sum() == 4 + 3 * 2
+
+
+# Functions that the local function calls, and globals that it reads.
+
+
+@numba.njit
+def put(prob, index):
+    prob[0, index] = 1.0
+
+
+@numba.njit
+def put_by_another(prob, index):
+    put(prob, index)
+
+
+INDEX = 3  # |N_s| is 3: one past the end
+
+
+def writes_through_a_helper(s, mu, node, edge, prob, reward):
+    put_by_another(prob, INDEX)
+    prob[0, 0] = prob[1, 1] = 1.0
+
+
+@pytest.mark.parametrize("compiled_before", [False, True])
+def test_a_write_out_of_range_in_a_jitted_helper_is_caught(compiled_before):
+    if compiled_before:
+        put_by_another(np.zeros((2, 5)), 3)
+    model = ltde.NetworkedModel(ltde.Graph.ring(5), 2, writes_through_a_helper, discount=0.5)
+    with pytest.raises((IndexError, ltde.ModelError), match="state 0"):
+        model.evaluate(np.full(5, 0.2))
+
+
+PAY = 1.0
+
+
+def pays_a_global(s, mu, node, edge, prob, reward):
+    prob[0, 0] = 1.0
+    reward[0] = PAY
+
+
+def test_a_new_model_sees_a_global_that_has_changed(monkeypatch):
+    def build_one():
+        return ltde.NetworkedModel(ltde.Graph.path(2), 1, pays_a_global, discount=0.5)
+
+    first = build_one()
+    monkeypatch.setattr(sys.modules[__name__], "PAY", 2.0)
+    second = build_one()
+    assert first.evaluate([0.5, 0.5])[1].tolist() == [[1.0], [1.0]]
+    assert second.evaluate([0.5, 0.5])[1].tolist() == [[2.0], [2.0]]
+    assert first.fingerprint != second.fingerprint
+
+
+def test_the_fingerprint_ignores_globals_that_are_only_attribute_names(monkeypatch):
+    # pays_a_global reads no `size`; a module that defines one must not matter
+    before = ltde.NetworkedModel(ltde.Graph.path(2), 1, pays_a_global, discount=0.5).fingerprint
+    monkeypatch.setattr(sys.modules[__name__], "size", object(), raising=False)
+    after = ltde.NetworkedModel(ltde.Graph.path(2), 1, pays_a_global, discount=0.5).fingerprint
+    assert before == after
+
+
+@pytest.mark.parametrize("bad", [(math.inf, math.inf), (-math.inf, -math.inf)])
+def test_a_reward_range_without_a_finite_number_is_refused(bad):
+    with pytest.raises(ValueError, match=r"^reward_range: no finite number"):
+        build(reward_range=bad)
+
+
+def test_tiny_alpha_is_refused_and_small_alpha_gives_densities():
+    with pytest.raises(ValueError, match="at least 1e-300"):
+        ltde.DirichletInitial(np.full(4, 5e-324))
+    model = ring_model(4, ltde.DirichletInitial(np.full(4, 1e-300)))
+    density = ltde.Simulator(model, math.inf, 20, seed=1).counts
+    assert (np.sort(density, axis=1) == [0.0, 0.0, 0.0, 1.0]).all()

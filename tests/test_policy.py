@@ -277,3 +277,17 @@ def test_a_function_policy_wants_a_callable():
         return PROBS
 
     assert "greedy" in repr(ltde.FunctionPolicy(greedy))
+
+
+def test_a_function_may_not_advance_the_simulator_that_asks_it():
+    simulator = ltde.Simulator(path_model(), 10, seed=1)
+    before = simulator.counts.copy()
+
+    def meddles(counts, n_agents):
+        simulator.step(PROBS)
+        return PROBS
+
+    with pytest.raises(RuntimeError, match="advanced the simulator"):
+        simulator.rollout(ltde.FunctionPolicy(meddles), 3)
+    assert simulator.n_steps == 0
+    np.testing.assert_array_equal(simulator.counts, before)

@@ -387,3 +387,33 @@ def test_global_generators_are_left_alone():
     assert states() == before
     np.random.random()  # noqa: NPY002
     assert states() != before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"n_steps": -1}, ValueError, r"^state\['n_steps'\]: .* got -1"),
+        ({"n_steps": 2**64 - 1}, ValueError, r"^state\['n_steps'\]"),
+        ({"n_resets": 1.7}, TypeError, r"^state\['n_resets'\]"),
+        ({"seed": -1}, ValueError, r"^state\['seed'\]"),
+        ({"counts": np.zeros(70, np.int64)}, ValueError, r"^state\['counts'\]: expected shape"),
+    ],
+)
+def test_a_bad_state_dict_changes_nothing(change, error, message):
+    model = ring_model(70)
+    simulator = ltde.Simulator(model, 1000, 2, seed=1)
+    other = ltde.Simulator(model, 1000, 2, seed=2)
+    before = simulator.state_dict()
+    with pytest.raises(error, match=message):
+        simulator.load_state_dict(other.state_dict() | change)
+    after = simulator.state_dict()
+    np.testing.assert_array_equal(after.pop("counts"), before.pop("counts"))
+    assert after == before
+
+
+def test_the_counts_may_be_kept_while_the_seed_changes():
+    simulator = ltde.Simulator(ring_model(70), 1000, 2, seed=1)
+    counts = simulator.counts.copy()
+    simulator.reset(counts=simulator.counts, seed=5)
+    assert simulator.seed == 5
+    np.testing.assert_array_equal(simulator.counts, counts)

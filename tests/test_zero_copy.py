@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import ltde
@@ -264,3 +265,34 @@ def test_memory_does_not_grow_over_a_thousand_calls(keep):
         lambda: (simulator.reset(), simulator.state_dict(), simulator.step(policy)),
     ]
     assert (growth(calls, keep) > 10 * 2**20) == keep
+
+
+@pytest.mark.parametrize("probs", [np.full((4, 2), 0.5), np.full((4, 3), 0.6)])
+def test_out_is_untouched_by_a_call_that_is_refused(probs):
+    simulator, policy = make()
+    out = simulator.rollout(policy, 3, record=RECORD)
+    before = {name: array.copy() for name, array in named_arrays(out).items()}
+    with pytest.raises(ValueError, match=r"^probs"):
+        simulator.rollout(probs, 3, record=RECORD, out=out)
+    for name, array in named_arrays(out).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_one_out_in_two_threads_is_an_error_and_no_panic():
+    simulators = [make()[0] for _ in range(2)]
+    policy = make()[1]
+    out = simulators[0].rollout(policy, 20_000, record=RECORD)
+    errors = []
+
+    def run(simulator):
+        try:
+            simulator.rollout(policy, 20_000, record=RECORD, out=out)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(each,)) for each in simulators]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(isinstance(error, TypeError) for error in errors), errors

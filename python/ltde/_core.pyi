@@ -92,6 +92,7 @@ class Simulator:
         n_steps: int,
         chain: bool,
         arrays: dict[str, Any],
+        used: bool,
     ) -> None: ...
     def visitation(
         self,

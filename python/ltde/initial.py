@@ -41,8 +41,12 @@ class DirichletInitial:
         values = np.array(alpha, dtype=np.float64)
         if values.ndim != 1:
             raise ValueError(f"alpha: expected shape (S,), got {values.shape}")
-        bad = np.flatnonzero(~((values > 0) & np.isfinite(values)))
+        # below 1e-300 the logarithms of the gamma variates would overflow
+        bad = np.flatnonzero(~((values >= 1e-300) & np.isfinite(values)))
         if bad.size:
-            raise ValueError(f"alpha[{bad[0]}]: expected a positive number, got {values[bad[0]]}")
+            raise ValueError(
+                f"alpha[{bad[0]}]: expected a positive number (at least 1e-300), got "
+                f"{values[bad[0]]}"
+            )
         values.flags.writeable = False
         object.__setattr__(self, "alpha", values)

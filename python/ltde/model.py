@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 import pickle
 import sys
@@ -18,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from ltde import _core
 from ltde.graph import Graph
 from ltde.initial import DirichletInitial
-from ltde.local import LocalFunction, compile_local
+from ltde.local import LocalFunction, compile_local, definition
 
 __all__ = ["NetworkedModel"]
 
@@ -125,6 +124,7 @@ class NetworkedModel:
         self.initial = _initial(initial, graph.n_states)
         self.discount = _number("discount", discount)
         self.reward_range = _range(reward_range)
+        self._definition = definition(local)  # now: a global may change later
         self._core  # noqa: B018  compile and validate now: errors at the earliest point
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -177,7 +177,7 @@ class NetworkedModel:
             digest.update(f"{array.shape} {array.dtype.str};".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(f"{type(self.initial).__name__} {self.n_actions} {self.discount!r}".encode())
-        digest.update(f" {self.reward_range!r} {_source(self.local)}".encode())
+        digest.update(f" {self.reward_range!r} {self._definition}".encode())
         return digest.hexdigest()
 
     def evaluate(self, mu: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -431,28 +431,6 @@ def _rebuild(
     return NetworkedModel(graph, n_actions, local, **keywords)
 
 
-def _source(function: Any) -> str:
-    """Return all that decides what a function does, as text: source, defaults, outer values."""
-    function = getattr(function, "py_func", function)  # a numba dispatcher wraps its function
-    try:
-        text = inspect.getsource(function)
-    except (OSError, TypeError):
-        text = repr((function.__code__.co_code, function.__code__.co_consts))
-    outer = inspect.getclosurevars(function)
-    values = {**outer.globals, **outer.nonlocals}
-    parts = [text, repr(function.__defaults__)]
-    for name, value in sorted(values.items()):
-        if inspect.ismodule(value):
-            parts.append(f"{name}={value.__name__}")
-        elif isinstance(value, np.ndarray):
-            parts.append(f"{name}={value.dtype.str}{value.shape}{value.tobytes().hex()}")
-        elif hasattr(value, "__code__") or hasattr(value, "py_func"):
-            parts.append(f"{name}={_source(value) if value is not function else name}")
-        else:
-            parts.append(f"{name}={value!r}")
-    return "\n".join(parts)
-
-
 def _number(name: str, value: Any) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.integer, np.floating)
@@ -468,7 +446,10 @@ def _range(reward_range: Any) -> tuple[float, float]:
         lo, hi = reward_range
     except (TypeError, ValueError):
         raise TypeError(f"reward_range: expected a pair (lo, hi), got {reward_range!r}") from None
-    return _number("reward_range[0]", lo), _number("reward_range[1]", hi)
+    lo, hi = _number("reward_range[0]", lo), _number("reward_range[1]", hi)
+    if lo == np.inf or hi == -np.inf:
+        raise ValueError(f"reward_range: no finite number lies in ({lo}, {hi})")
+    return lo, hi
 
 
 def _real(name: str, data: ArrayLike) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ def as_probabilities(probs: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(probs)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"probs: expected real numbers, got dtype {array.dtype}")
-    return np.ascontiguousarray(array, dtype=np.float64)
+    return np.require(array, np.float64, ["C_CONTIGUOUS", "ALIGNED"])
 
 
 class TabularPolicy:

@@ -229,7 +229,8 @@ class Simulator:
 
         Notes
         -----
-        The step counter goes on, so a simulator never uses a random number twice.
+        The counters of steps and resets go on, so a simulator never uses a random number twice;
+        `reset(seed=k)` is therefore another draw than that of a fresh `Simulator(seed=k)`.
         """
         new_seed = None if seed is None else seed_number(seed)
         if counts is None:
@@ -241,7 +242,9 @@ class Simulator:
         shape = (self.n_replicas, self.model.n_states)
         if array.shape not in (shape, shape[1:]):
             raise ValueError(f"counts: expected shape {shape} or {shape[1:]}, got {array.shape}")
-        full = np.ascontiguousarray(np.broadcast_to(array, shape), dtype=self._dtype)
+        if array.dtype.kind == "u" and array.size and array.max() > 2**53:
+            raise OverflowError(f"counts: at most 2^53, got {array.max()}")
+        full = np.array(np.broadcast_to(array, shape), dtype=self._dtype, order="C")
         self._core.set_counts(full, new_seed)
 
     def step(self, probs: ArrayLike) -> Step:
@@ -295,8 +298,8 @@ class Simulator:
             step: the law of (counts, actions) then tends to `sigma` (4.2), within `gamma^t` in
             total variation after `t` steps. None never restarts.
         record
-            What to record: any of "counts", "actions", "rewards", "flows". With `()` a step costs
-            nothing for states without agents.
+            What to record: any of "counts", "actions", "rewards", "flows". With `()` the cost of a
+            step is that of its occupied states; a call costs O(B S) besides.
         out
             An earlier rollout of the same sizes, whose arrays are filled again.
 
@@ -314,7 +317,7 @@ class Simulator:
             any exception the simulator is as it was before the call.
         """
         steps = integer("n_steps", n_steps, 0, 2**48)
-        if restart not in (None, "chain"):
+        if restart is not None and not (isinstance(restart, str) and restart == "chain"):
             raise ValueError(f'restart: expected None or "chain", got {restart!r}')
         wanted = self._wanted(record)
         chain = restart == "chain"
@@ -327,9 +330,9 @@ class Simulator:
                 raise ValueError(f"probs: holds {len(policy.probs)} steps, {steps} were asked for")
         arrays = self._empty(steps, wanted) if out is None else self._reused(out, steps, wanted)
         if isinstance(policy, FunctionPolicy):
-            self._play_function(policy, steps, chain, arrays)
+            self._play_function(policy, steps, chain, arrays, used=out is not None)
         else:
-            self._play(self._table(policy), steps, chain, arrays)
+            self._play(self._table(policy), steps, chain, arrays, used=out is not None)
         return Rollout(**{name: arrays[name] for name in arrays})
 
     def visitation(self, policy: TabularPolicy | ArrayLike, n_draws: int) -> Visitation:
@@ -420,9 +423,21 @@ class Simulator:
         ):
             if state[name] != own:
                 raise ValueError(f"state[{name!r}]: expected {own!r}, got {state[name]!r}")
-        position = [int(state[name]) for name in ("n_steps", "n_resets", "n_episodes")]
-        seed = seed_number(int(state["seed"]))
-        self.reset(counts=state["counts"])
+        seed, *position = (
+            integer(f"state[{name!r}]", np.asarray(state[name])[()], 0, limit)
+            for name, limit in (
+                ("seed", 2**64),
+                ("n_steps", 2**48),
+                ("n_resets", 2**48),
+                ("n_episodes", 2**48),
+            )
+        )
+        counts = np.asarray(state["counts"])
+        if counts.shape != self.counts.shape:
+            raise ValueError(
+                f"state['counts']: expected shape {self.counts.shape}, got {counts.shape}"
+            )
+        self.reset(counts=counts)
         self._core.restore(seed, *position)
 
     def __repr__(self) -> str:
@@ -448,6 +463,8 @@ class Simulator:
             raise ValueError(
                 f"probs: expected shape {sizes} or {(self.n_replicas, *sizes)}, got {probs.shape}"
             )
+        if np.may_share_memory(probs, self.counts):
+            probs = probs.copy()
         return probs.reshape(1, -1, *sizes)
 
     def _wanted(self, record: Collection[Recorded]) -> tuple[str, ...]:
@@ -484,35 +501,44 @@ class Simulator:
             elif array is None or array.shape != shape or array.dtype != dtype:
                 got = None if array is None else (array.shape, str(array.dtype))
                 raise ValueError(f"out.{name}: expected {(shape, str(dtype))}, got {got}")
-            elif not (array.flags.c_contiguous and array.flags.writeable):
+            elif not array.flags.carray:
                 raise ValueError(f"out.{name}: expected a C-contiguous writeable array")
             arrays[name] = array
-        for array in arrays.values():
-            if array is not None:
-                array.fill(0)
         return arrays
 
-    def _play(self, table: Any, steps: int, chain: bool, arrays: dict[str, Any]) -> None:
+    def _play(
+        self, table: Any, steps: int, chain: bool, arrays: dict[str, Any], *, used: bool = False
+    ) -> None:
+        """Run the core; it clears arrays that were used before, once it has accepted the call."""
         with self.model.explaining():
-            self._core.rollout(table, steps, chain, arrays)
+            self._core.rollout(table, steps, chain, arrays, used)
 
     def _play_function(
-        self, policy: FunctionPolicy, steps: int, chain: bool, arrays: dict[str, Any]
+        self,
+        policy: FunctionPolicy,
+        steps: int,
+        chain: bool,
+        arrays: dict[str, Any],
+        *,
+        used: bool,
     ) -> None:
         """Step from Python, asking the policy before each; all or nothing."""
-        if arrays["counts"] is not None:
+        if steps == 0 and arrays["counts"] is not None:
             arrays["counts"][0] = self.counts
         with self._undone_on_error():
             for t in range(steps):
                 seen = self.counts.view()
                 seen.flags.writeable = False
+                position = self._core.position
                 table = self._table(policy.function(seen, self.n_agents))
+                if self._core.position != position:
+                    raise RuntimeError("policy: the function advanced the simulator that asked it")
                 length = {"counts": 2}
                 part = {
                     name: None if array is None else array[t : t + length.get(name, 1)]
                     for name, array in arrays.items()
                 }
-                self._play(table, 1, chain, part)
+                self._play(table, 1, chain, part, used=used)
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:

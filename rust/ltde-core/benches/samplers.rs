@@ -290,7 +290,9 @@ fn steps(criterion: &mut Criterion) {
     ] {
         let agents = agents_per_state * STATES as u64;
         let model = Arc::clone(&model);
-        let mut simulator = Simulator::<i64>::new(model, agents, REPLICAS, SEED, 1, 0).unwrap();
+        let mut simulator =
+            Simulator::<i64>::new(model, agents, REPLICAS, SEED, 1, 0, &Watch::new(&|| false))
+                .unwrap();
         let mut walk = |n_steps| {
             let nothing = Record {
                 counts: None,
@@ -298,6 +300,7 @@ fn steps(criterion: &mut Criterion) {
                 rewards: None,
                 restarted: None,
                 flows: None,
+                used: false,
             };
             let watch = Watch::new(&|| false);
             simulator

@@ -67,9 +67,10 @@ impl Initial {
                 (law.len(), 1)
             }
             Initial::Dirichlet(alpha) => {
-                if let Some(s) = alpha.iter().position(|&a| !(a > 0.0 && a.is_finite())) {
+                // smaller ones would overflow the logarithms of the gamma variates
+                if let Some(s) = alpha.iter().position(|&a| !(a >= 1e-300 && a.is_finite())) {
                     return value_error!(
-                        "initial.alpha[{s}]: expected a positive number, got {}",
+                        "initial.alpha[{s}]: expected a positive number (at least 1e-300), got {}",
                         alpha[s]
                     );
                 }

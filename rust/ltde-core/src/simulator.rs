@@ -72,6 +72,8 @@ pub struct Record<'a, T> {
     pub restarted: Option<&'a mut [bool]>,
     /// (T, B, nnz), zero on arrival
     pub flows: Option<&'a mut [T]>,
+    /// Whether the arrays were used before and are to be zeroed first.
+    pub used: bool,
 }
 
 /// The part of a [`Record`] that belongs to one replica: a slice for each time.
@@ -85,6 +87,21 @@ struct ReplicaRecord<'a, T> {
 }
 
 impl<'a, T: Mass> Record<'a, T> {
+    /// Zeroes what will not be overwritten.
+    fn clear(&mut self) {
+        let masses = [self.actions.as_deref_mut(), self.flows.as_deref_mut()];
+        masses
+            .into_iter()
+            .flatten()
+            .for_each(|array| array.fill(T::default()));
+        if let Some(array) = self.rewards.as_deref_mut() {
+            array.fill(0.0);
+        }
+        if let Some(array) = self.restarted.as_deref_mut() {
+            array.fill(false);
+        }
+    }
+
     /// Checks the sizes and deals the slices out to the replicas.
     fn split(
         self,
@@ -390,6 +407,7 @@ impl<T: Mass> Simulator<T> {
         seed: u64,
         threads: usize,
         first_replica: u32,
+        watch: &Watch<'_>,
     ) -> Result<Self> {
         if n_replicas == 0 {
             return value_error!("n_replicas: expected at least 1, got 0");
@@ -421,7 +439,7 @@ impl<T: Mass> Simulator<T> {
             flow: Vec::new(),
             counters: Counters::default(),
         };
-        simulator.reset(None);
+        simulator.reset(None, watch)?;
         Ok(simulator)
     }
 
@@ -452,14 +470,18 @@ impl<T: Mass> Simulator<T> {
     }
 
     /// Redraws all replicas from P_0; `seed` re-keys. The step counter goes on.
-    pub fn reset(&mut self, seed: Option<u64>) {
-        if let Some(seed) = seed {
-            self.seed = Seed(seed);
-        }
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`]; seed and counters are then as before.
+    pub fn reset(&mut self, seed: Option<u64>, watch: &Watch<'_>) -> Result<()> {
+        let seed = seed.map_or(self.seed, Seed);
         let mut scratch = Default::default();
         for (b, replica) in self.replicas.iter_mut().enumerate() {
+            if watch.look() {
+                return Err(Error::Interrupted);
+            }
             let address = DrawAddress {
-                seed: self.seed,
+                seed,
                 purpose: Purpose::Initial,
                 replica: self.first_replica + b as u32,
                 step: self.counters.resets,
@@ -474,7 +496,9 @@ impl<T: Mass> Simulator<T> {
                 );
             });
         }
+        self.seed = seed;
         self.counters.resets += 1;
+        Ok(())
     }
 
     /// Takes the counts (B, S) for the present state, if they differ from it.
@@ -535,6 +559,9 @@ impl<T: Mass> Simulator<T> {
         policy.check(&self.model, self.replicas.len(), n_steps)?;
         if self.counters.step + n_steps as u64 > MAX_STEP {
             return value_error!("n_steps: the step counter must stay below 2^48, got {n_steps}");
+        }
+        if record.used {
+            record.clear();
         }
         let restarted = record.restarted.take();
         if restarted

@@ -163,6 +163,9 @@ impl<T: Mass> Simulator<T> {
         faults: &FirstFault,
         watch: &Watch<'_>,
     ) {
+        if watch.stopped() || faults.is_before(0) {
+            return;
+        }
         let seed = episode.seed;
         let horizon = geometric(
             &mut seed.stream(Purpose::Horizon, 0, 0, 0),

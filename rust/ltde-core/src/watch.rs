@@ -56,6 +56,12 @@ impl<'a> Watch<'a> {
         self.stopped()
     }
 
+    /// As [`Watch::tick_here`], for work in long pieces: looks at the clock every time.
+    pub(crate) fn look(&self) -> bool {
+        self.look_at_the_clock();
+        self.stopped()
+    }
+
     fn look_at_the_clock(&self) {
         let now = self.start.elapsed().as_millis() as u64;
         if now >= self.next_poll.load(Ordering::Relaxed) {

@@ -15,7 +15,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::errors::to_py;
-use crate::leave::{leave, leave_watched};
+use crate::leave::leave_watched;
 use crate::model::PyModel;
 use crate::policy::{PyTabularPolicy, shape4};
 
@@ -33,9 +33,9 @@ struct Arrays<'py> {
     #[pyo3(item)]
     actions: Option<Bound<'py, PyAny>>,
     #[pyo3(item)]
-    rewards: Option<PyReadwriteArray3<'py, f64>>,
+    rewards: Option<Bound<'py, PyAny>>,
     #[pyo3(item)]
-    restarted: Option<PyReadwriteArray2<'py, bool>>,
+    restarted: Option<Bound<'py, PyAny>>,
     #[pyo3(item)]
     flows: Option<Bound<'py, PyAny>>,
 }
@@ -48,11 +48,11 @@ struct VisitationArrays<'py> {
     #[pyo3(item)]
     actions: Bound<'py, PyAny>,
     #[pyo3(item)]
-    rewards: PyReadwriteArray3<'py, f64>,
+    rewards: Bound<'py, PyAny>,
     #[pyo3(item)]
     next_counts: Bound<'py, PyAny>,
     #[pyo3(item)]
-    horizon: PyReadwriteArray2<'py, i64>,
+    horizon: Bound<'py, PyAny>,
 }
 
 /// A policy as Python passes it: a checked table, or an array (1, B | 1, S, A) for one call.
@@ -124,18 +124,21 @@ impl<T: Mass + Element> Engine<T> {
         n_steps: usize,
         chain: bool,
         arrays: Arrays<'_>,
+        used: bool,
     ) -> PyResult<()> {
         let policy = policy.view()?;
         let mut counts = readwrite3::<T>(arrays.counts)?;
         let mut actions = readwrite4::<T>(arrays.actions)?;
         let mut flows = readwrite3::<T>(arrays.flows)?;
-        let (mut rewards, mut restarted) = (arrays.rewards, arrays.restarted);
+        let mut rewards = readwrite3::<f64>(arrays.rewards)?;
+        let mut restarted = readwrite2::<bool>(arrays.restarted)?;
         let record = Record {
             counts: counts.as_mut().map(|x| x.as_slice_mut()).transpose()?,
             actions: actions.as_mut().map(|x| x.as_slice_mut()).transpose()?,
             rewards: rewards.as_mut().map(|x| x.as_slice_mut()).transpose()?,
             restarted: restarted.as_mut().map(|x| x.as_slice_mut()).transpose()?,
             flows: flows.as_mut().map(|x| x.as_slice_mut()).transpose()?,
+            used,
         };
         self.advance(py, move |simulator, watch| {
             simulator.rollout(&policy, n_steps, chain, record, watch)
@@ -153,7 +156,8 @@ impl<T: Mass + Element> Engine<T> {
         let mut counts = arrays.counts.cast::<PyArray3<T>>()?.try_readwrite()?;
         let mut actions = arrays.actions.cast::<PyArray4<T>>()?.try_readwrite()?;
         let mut next_counts = arrays.next_counts.cast::<PyArray3<T>>()?.try_readwrite()?;
-        let (mut rewards, mut horizon) = (arrays.rewards, arrays.horizon);
+        let mut rewards = arrays.rewards.cast::<PyArray3<f64>>()?.try_readwrite()?;
+        let mut horizon = arrays.horizon.cast::<PyArray2<i64>>()?.try_readwrite()?;
         let record = VisitationRecord {
             counts: counts.as_slice_mut()?,
             actions: actions.as_slice_mut()?,
@@ -173,8 +177,8 @@ impl<T: Mass + Element> Engine<T> {
         let mut counts = self.counts.bind(py).try_readwrite()?;
         let counts = counts.as_slice_mut()?;
         let simulator = &mut *guard;
-        leave(py, move || {
-            simulator.reset(seed);
+        leave_watched(py, move |watch| {
+            simulator.reset(seed, watch)?;
             simulator.get_counts(counts);
             Ok(())
         })
@@ -196,6 +200,16 @@ impl<T: Mass + Element> Engine<T> {
         guard.get_counts(self.counts.bind(py).try_readwrite()?.as_slice_mut()?);
         Ok(())
     }
+}
+
+// `try_readwrite` gives an error where extracting the argument would panic: the array is in use.
+
+fn readwrite2<T: Element>(
+    array: Option<Bound<'_, PyAny>>,
+) -> PyResult<Option<PyReadwriteArray2<'_, T>>> {
+    array
+        .map(|a| Ok(a.cast_into::<PyArray2<T>>()?.try_readwrite()?))
+        .transpose()
 }
 
 fn readwrite3<T: Element>(
@@ -271,14 +285,14 @@ impl PySimulator {
         let kind = match n_agents {
             Some(n) => Kind::Finite(Engine::new(
                 py,
-                leave(py, || {
-                    Simulator::new(model, n, n_replicas, seed, threads, first_replica)
+                leave_watched(py, |watch| {
+                    Simulator::new(model, n, n_replicas, seed, threads, first_replica, watch)
                 })?,
             )?),
             None => Kind::Flow(Engine::new(
                 py,
-                leave(py, || {
-                    Simulator::new(model, (), n_replicas, seed, threads, first_replica)
+                leave_watched(py, |watch| {
+                    Simulator::new(model, (), n_replicas, seed, threads, first_replica, watch)
                 })?,
             )?),
         };
@@ -339,9 +353,10 @@ impl PySimulator {
         n_steps: usize,
         chain: bool,
         arrays: Arrays<'_>,
+        used: bool,
     ) -> PyResult<()> {
         self.check_process()?;
-        engine!(self, engine => engine.rollout(py, &policy, n_steps, chain, arrays))
+        engine!(self, engine => engine.rollout(py, &policy, n_steps, chain, arrays, used))
     }
 
     /// Draws from sigma, writing into the arrays of the dict `arrays`.
