@@ -14,8 +14,9 @@ use ltde_core::initial::Initial;
 use ltde_core::model::{Model, ModelData, Raised};
 use ltde_core::multinomial::{Scratch, multinomial_rows};
 use ltde_core::policy::TabularPolicy;
+use ltde_core::record::Record;
 use ltde_core::rng::{BLOCK, Purpose, Rng, Seed, Words, philox4x32_10};
-use ltde_core::simulator::{Record, Simulator};
+use ltde_core::simulator::Simulator;
 use ltde_core::watch::Watch;
 
 const SEED: u64 = 1;

@@ -6,8 +6,9 @@
 //! - [`initial`]: the law P_0 of the initial counts
 //! - [`policy`]: team-decentralised policies
 //! - [`population`]: the counts of one replica; integers for finite N, fractions for infinity
-//! - `step`: one step of one block of states
+//! - `step`, `play`: one step of one block of states, and of one replica
 //! - [`simulator`]: replicas, rollouts, the restart chain, threads
+//! - [`record`]: where a rollout writes
 //! - [`visitation`]: independent draws from the discounted visitation law
 //! - [`rng`], [`math`], [`binomial`], [`multinomial`]: addressed random numbers and samplers
 //! - [`watch`]: interrupting a long call
@@ -20,8 +21,10 @@ pub mod initial;
 pub mod math;
 pub mod model;
 pub mod multinomial;
+mod play;
 pub mod policy;
 pub mod population;
+pub mod record;
 pub mod rng;
 pub mod simulator;
 mod step;

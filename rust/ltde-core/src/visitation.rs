@@ -7,10 +7,11 @@ use rayon::prelude::*;
 use crate::error::{Result, value_error};
 use crate::initial::DrawAddress;
 use crate::math::{floor, ln};
+use crate::play::{FirstFault, Replica, Work, play_step};
 use crate::policy::TeamPolicy;
 use crate::population::Mass;
 use crate::rng::{BLOCK, Purpose, Rng, Seed, Words};
-use crate::simulator::{FirstFault, Replica, Simulator, Work, play_step};
+use crate::simulator::Simulator;
 use crate::step::{StepContext, Workspace};
 use crate::watch::Watch;
 

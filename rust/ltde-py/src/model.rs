@@ -33,7 +33,6 @@ impl PyModel {
     #[new]
     #[allow(clippy::too_many_arguments)]
     fn new(
-        py: Python<'_>,
         graph: &PyGraph,
         n_actions: usize,
         address: usize,
@@ -46,7 +45,6 @@ impl PyModel {
         discount: f64,
         reward_range: (f64, f64),
     ) -> PyResult<Self> {
-        let _ = py;
         let local = CompiledFunction::new(address, owner)
             .ok_or_else(|| PyValueError::new_err("address: expected a function, got 0"))?;
         let initial = match initial {
@@ -116,14 +114,6 @@ impl PyModel {
             }
             Ok(())
         })
-    }
-
-    /// Checks that `n_agents` agents (None: the mean-field limit) can start from P_0.
-    fn check_agents(&self, n_agents: Option<u64>) -> PyResult<()> {
-        self.inner
-            .initial
-            .check_agents(self.inner.graph.n_states(), n_agents)
-            .map_err(to_py)
     }
 }
 

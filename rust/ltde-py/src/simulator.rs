@@ -5,7 +5,8 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use ltde_core::policy::TabularPolicy;
 use ltde_core::population::Mass;
-use ltde_core::simulator::{Counters, Record, Simulator};
+use ltde_core::record::Record;
+use ltde_core::simulator::{Counters, Simulator};
 use ltde_core::visitation::VisitationRecord;
 use numpy::{
     Element, PyArray2, PyArray3, PyArray4, PyArrayMethods, PyReadonlyArray4, PyReadwriteArray2,

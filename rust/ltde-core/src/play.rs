@@ -1,0 +1,267 @@
+//! One step of one replica, on one thread or parallel over blocks of states, with the same bits.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::model::ModelError;
+use crate::policy::TeamPolicy;
+use crate::population::{Mass, Population};
+use crate::rng::BLOCK;
+use crate::step::{BlockRecord, StepContext, Workspace, play_block};
+use crate::watch::Watch;
+
+/// One replica: its population now, and room for the next.
+#[derive(Debug, Clone)]
+pub(crate) struct Replica<T> {
+    pub now: Population<T>,
+    pub next: Population<T>,
+}
+
+impl<T: Mass> Replica<T> {
+    pub(crate) fn empty(states: usize) -> Self {
+        Replica {
+            now: Population::empty(states),
+            next: Population::empty(states),
+        }
+    }
+
+    /// `n` replicas without agents.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where they certainly do not fit, instead of the end of the process.
+    pub(crate) fn several(n: usize, states: usize) -> Result<Vec<Self>> {
+        let bytes = states
+            .saturating_mul(2 * (size_of::<T>() + size_of::<f64>()))
+            .saturating_add(size_of::<Self>())
+            .saturating_mul(n);
+        let memory = |_| {
+            Error::Memory(format!(
+                "n_replicas: {n} replicas of {states} states take {bytes} bytes"
+            ))
+        };
+        // asks the allocator for as much as all replicas take, and gives it back
+        Vec::<u8>::new().try_reserve_exact(bytes).map_err(memory)?;
+        let mut replicas = Vec::new();
+        replicas.try_reserve_exact(n).map_err(memory)?;
+        replicas.resize_with(n, || Replica::empty(states));
+        Ok(replicas)
+    }
+}
+
+/// The first fault in the order (step, replica, state), whatever the scheduling.
+pub(crate) struct FirstFault {
+    /// No replica needs to go past this step.
+    bound: AtomicU64,
+    found: Mutex<Option<Box<ModelError>>>,
+}
+
+impl FirstFault {
+    pub(crate) fn new() -> Self {
+        FirstFault {
+            bound: AtomicU64::new(u64::MAX),
+            found: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn report(&self, error: Box<ModelError>) {
+        let key = |e: &ModelError| (e.step, e.replica, e.state);
+        self.bound
+            .fetch_min(error.step.unwrap_or(0), Ordering::Relaxed);
+        let mut found = self
+            .found
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        if found.as_ref().is_none_or(|first| key(&error) < key(first)) {
+            *found = Some(error);
+        }
+    }
+
+    /// Whether step `step` need not be played any more.
+    pub(crate) fn is_before(&self, step: u64) -> bool {
+        self.bound.load(Ordering::Relaxed) < step
+    }
+
+    pub(crate) fn into_result(self, watch: &Watch<'_>) -> Result<()> {
+        let found = self
+            .found
+            .into_inner()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        match found {
+            _ if watch.stopped() => Err(Error::Interrupted),
+            Some(error) => Err(Error::Model(*error)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How one replica plays its steps.
+pub(crate) enum Work<'a, T> {
+    /// On this thread.
+    Serial(&'a mut Workspace<T>),
+    /// Parallel over blocks in the current pool; holds a flow buffer (nnz,).
+    Blocks(&'a mut Vec<T>),
+}
+
+/// Plays one step of one replica from `now` into `next`.
+///
+/// # Errors
+/// The fault of the lowest state. `Ok(false)` if the watch said stop.
+pub(crate) fn play_step<T: Mass, P: TeamPolicy>(
+    context: &StepContext<'_, T, P>,
+    replica: &mut Replica<T>,
+    work: &mut Work<'_, T>,
+    actions: Option<&mut [T]>,
+    rewards: Option<&mut [f64]>,
+    flows: Option<&mut [T]>,
+    watch: &Watch<'_>,
+) -> std::result::Result<bool, Box<ModelError>> {
+    let Replica { now, next } = replica;
+    next.clear();
+    let done = match work {
+        Work::Serial(workspace) => play_serial(
+            context, now, next, workspace, actions, rewards, flows, watch,
+        )?,
+        Work::Blocks(buffer) => {
+            let flows = match flows {
+                Some(flows) => flows,
+                None => {
+                    buffer.resize(context.model.graph.nnz(), T::default());
+                    buffer.as_mut_slice()
+                }
+            };
+            let done = play_blocks(context, now, actions, rewards, flows, watch)?;
+            for &block in now.blocks() {
+                for s in now.occupied(block) {
+                    let row = context.model.graph.row(s);
+                    scatter(row, &flows[context.model.graph.range(s)], next);
+                }
+            }
+            done
+        }
+    };
+    next.finish(context.total);
+    Ok(done)
+}
+
+#[inline]
+fn scatter<T: Mass>(row: &[u32], landed: &[T], next: &mut Population<T>) {
+    for (&y, &mass) in row.iter().zip(landed) {
+        next.add(y as usize, mass);
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn play_serial<T: Mass, P: TeamPolicy>(
+    context: &StepContext<'_, T, P>,
+    now: &Population<T>,
+    next: &mut Population<T>,
+    workspace: &mut Workspace<T>,
+    mut actions: Option<&mut [T]>,
+    mut rewards: Option<&mut [f64]>,
+    mut flows: Option<&mut [T]>,
+    watch: &Watch<'_>,
+) -> std::result::Result<bool, Box<ModelError>> {
+    let graph = &context.model.graph;
+    let width = BLOCK * context.model.n_actions;
+    for &block in now.blocks() {
+        if watch.tick() {
+            return Ok(false);
+        }
+        let record = BlockRecord {
+            actions: actions
+                .as_deref_mut()
+                .map(|a| &mut a[block as usize * width..]),
+            rewards: rewards
+                .as_deref_mut()
+                .map(|r| &mut r[block as usize * BLOCK..]),
+        };
+        play_block(context, now, block, workspace, record, |s, landed| {
+            scatter(graph.row(s), landed, next);
+            if let Some(flows) = flows.as_deref_mut() {
+                flows[graph.range(s)].copy_from_slice(landed);
+            }
+        })?;
+    }
+    Ok(true)
+}
+
+/// Cuts disjoint ranges off a slice, in ascending order.
+struct Cutter<'a, U> {
+    rest: &'a mut [U],
+    offset: usize,
+}
+
+impl<'a, U> Cutter<'a, U> {
+    fn new(slice: &'a mut [U]) -> Self {
+        Cutter {
+            rest: slice,
+            offset: 0,
+        }
+    }
+
+    fn cut(&mut self, start: usize, end: usize) -> &'a mut [U] {
+        let rest = std::mem::take(&mut self.rest);
+        let (piece, rest) = rest[start - self.offset..].split_at_mut(end - start);
+        self.rest = rest;
+        self.offset = end;
+        piece
+    }
+}
+
+fn play_blocks<T: Mass, P: TeamPolicy>(
+    context: &StepContext<'_, T, P>,
+    now: &Population<T>,
+    actions: Option<&mut [T]>,
+    rewards: Option<&mut [f64]>,
+    flows: &mut [T],
+    watch: &Watch<'_>,
+) -> std::result::Result<bool, Box<ModelError>> {
+    let model = context.model;
+    let (graph, states) = (&model.graph, model.graph.n_states());
+    let mut actions = actions.map(Cutter::new);
+    let mut rewards = rewards.map(Cutter::new);
+    let mut flows = Cutter::new(flows);
+    let tasks: Vec<_> = now
+        .blocks()
+        .iter()
+        .map(|&block| {
+            let start = block as usize * BLOCK;
+            let end = (start + BLOCK).min(states);
+            let record = BlockRecord {
+                actions: actions
+                    .as_mut()
+                    .map(|c| c.cut(start * model.n_actions, end * model.n_actions)),
+                rewards: rewards.as_mut().map(|c| c.cut(start, end)),
+            };
+            let first = graph.indptr()[start];
+            (block, record, first, flows.cut(first, graph.indptr()[end]))
+        })
+        .collect();
+    let faults = FirstFault::new();
+    tasks.into_par_iter().for_each_init(
+        || Workspace::new(model),
+        |workspace, (block, record, first, flows)| {
+            if watch.tick() {
+                return;
+            }
+            let played = play_block(context, now, block, workspace, record, |s, landed| {
+                let range = graph.range(s);
+                flows[range.start - first..range.end - first].copy_from_slice(landed);
+            });
+            if let Err(error) = played {
+                faults.report(error);
+            }
+        },
+    );
+    match faults
+        .found
+        .into_inner()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    {
+        Some(error) => Err(error),
+        None => Ok(!watch.stopped()),
+    }
+}
