@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -145,11 +144,7 @@ class FunctionPolicy:
             raise TypeError(f"function: expected a callable, got {type(function).__name__}")
         self.function = function
 
-    @cached_property
-    def __name__(self) -> str:
-        """Name of the function."""
-        return getattr(self.function, "__qualname__", repr(self.function))
-
     def __repr__(self) -> str:
         """Show the function."""
-        return f"FunctionPolicy({self.__name__})"
+        name = getattr(self.function, "__qualname__", repr(self.function))
+        return f"FunctionPolicy({name})"
