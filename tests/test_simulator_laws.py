@@ -114,6 +114,17 @@ def test_one_step_from_corners_where_all_agents_are_in_one_state(name):
         assert not chi2_law(samples, next_law(uniform, 5, policy, start), n_comparisons=4)
 
 
+@pytest.mark.statistical
+def test_teams_on_both_sides_of_the_agent_by_agent_path_have_the_exact_joint_law():
+    # Teams of up to 16 agents move one by one, larger ones by binomials. Power as for one step.
+    for start in ((16, 1), (17, 3)):
+        model = path_model(n_states=2, initial=np.array(start))
+        policy, other = two_policies(model, "sides")
+        samples = outcomes(*sample_step(model, policy, f"sides {start}", start))
+        assert chi2_law(samples, step_law(model, sum(start), policy, start), n_comparisons=2)
+        assert not chi2_law(samples, step_law(model, sum(start), other, start), n_comparisons=2)
+
+
 def numpy_step(model, policy, start, rng, mutant=None):
     """One step by NumPy's samplers, as it should be, or wrong in a way that keeps all means."""
     prob, _ = local_tables(model, start)

@@ -47,15 +47,17 @@ pub fn binomial<R: Words>(rng: &mut R, n: u64, p: f64, q: f64) -> u64 {
     if q <= 0.0 {
         return n;
     }
-    let (small, large) = if p <= q { (p, q) } else { (q, p) };
+    // without branches: which of the two is smaller is hard to predict
+    let (small, large) = (if p <= q { p } else { q }, if p <= q { q } else { p });
     let size = n as i64 as f64; // signed conversions are single instructions
     let k = if size * small < REJECTION_FROM {
         inversion(rng, size, small, large)
     } else {
         rejection(rng, size, small, large)
     };
-    let k = k as i64 as u64;
-    if p <= q { k } else { n - k }
+    let (k, n) = (k as i64, n as i64);
+    let flip = -i64::from(p > q);
+    ((n & flip) + ((k ^ flip) - flip)) as u64
 }
 
 /// Sequential search from 0 (BINV). Needs n p small; at most a few dozen passes.

@@ -7,6 +7,7 @@
 //! - [`policy`]: team-decentralised policies
 //! - [`population`]: the counts of one replica; integers for finite N, fractions for infinity
 //! - `step`, `play`: one step of one block of states, and of one replica
+//! - `tiny`: teams of a few agents, moved one by one
 //! - [`simulator`]: replicas, rollouts, the restart chain, threads
 //! - [`record`]: where a rollout writes
 //! - [`visitation`]: independent draws from the discounted visitation law
@@ -28,6 +29,7 @@ pub mod record;
 pub mod rng;
 pub mod simulator;
 mod step;
+mod tiny;
 pub mod visitation;
 pub mod watch;
 

@@ -273,7 +273,7 @@ impl Model {
     ///
     /// # Errors
     /// The first [`Fault`] in the order of the actions. Rows of masked actions are not read.
-    #[inline]
+    #[inline(always)]
     pub fn local(
         &self,
         s: usize,
@@ -282,7 +282,6 @@ impl Model {
         reward: &mut [f64],
     ) -> std::result::Result<(), Fault> {
         let range = self.graph.range(s);
-        let degree = range.len();
         prob.fill(0.0);
         reward.fill(0.0);
         let node = &self.node[s * self.node_width..][..self.node_width];
@@ -290,28 +289,55 @@ impl Model {
         self.local
             .evaluate(s, mu, node, edge, prob, reward)
             .map_err(|Raised| Fault::Raised)?;
+        if self.is_sound(s, mu.len(), prob, reward) {
+            Ok(())
+        } else {
+            self.check_rows(s, mu.len(), prob, reward)
+        }
+    }
+
+    /// Whether all rows are sound beyond doubt: the quick form of [`Model::check_rows`].
+    #[inline(always)]
+    fn is_sound(&self, s: usize, degree: usize, prob: &[f64], reward: &[f64]) -> bool {
         let (lo, hi) = self.reward_range;
-        let mut rest = &*prob;
-        for (action, (&allowed, &r)) in self.allowed(s).iter().zip(&*reward).enumerate() {
-            let (row, others) = rest.split_at(degree);
-            rest = others;
-            if !allowed {
-                continue;
-            }
+        let rows = prob.chunks_exact(degree);
+        let mut signs = 0;
+        for ((row, &r), &allowed) in rows.zip(reward).zip(self.allowed(s)) {
             let mut sum = 0.0;
-            let mut least = 0.0f64;
             for &p in row {
                 sum += p;
-                least = if p < least { p } else { least };
+                signs |= p.to_bits();
             }
             // a NaN or an infinity anywhere makes the sum fail
-            if !((sum - 1.0).abs() <= ROW_TOLERANCE && least >= 0.0) {
+            if allowed && !((sum - 1.0).abs() <= ROW_TOLERANCE && r >= lo && r <= hi) {
+                return false;
+            }
+        }
+        signs >> 63 == 0
+    }
+
+    #[cold]
+    fn check_rows(
+        &self,
+        s: usize,
+        degree: usize,
+        prob: &[f64],
+        reward: &[f64],
+    ) -> std::result::Result<(), Fault> {
+        let (lo, hi) = self.reward_range;
+        for (action, row) in prob.chunks_exact(degree).enumerate() {
+            if !self.allowed(s)[action] {
+                continue;
+            }
+            let sum: f64 = row.iter().sum();
+            if !((sum - 1.0).abs() <= ROW_TOLERANCE && row.iter().all(|&p| p >= 0.0)) {
                 return Err(self.row_fault(s, action, row, sum));
             }
-            if !(r >= lo && r <= hi) {
+            let value = reward[action];
+            if !(value >= lo && value <= hi) {
                 return Err(Fault::Reward {
                     action,
-                    value: r,
+                    value,
                     range: self.reward_range,
                 });
             }

@@ -138,7 +138,7 @@ fn few<R: Words, const K: usize>(rng: &mut R, n: i64, weights: &[f64], out: &mut
         out[only] += n;
         return;
     }
-    let scale = Scale::new(total);
+    let scale = Uniform::new(total);
     if n == 1 {
         let x = scale.draw(rng);
         let category: usize = limits[..K - 1]
@@ -191,7 +191,7 @@ fn few_of_many<R: Words>(
         return;
     }
     limits.resize(inner.next_multiple_of(LANES), f64::INFINITY);
-    let scale = Scale::new(total);
+    let scale = Uniform::new(total);
     uniforms.clear();
     uniforms.extend((0..n).map(|_| scale.draw(rng)));
     let mut before = n;
@@ -211,17 +211,17 @@ fn few_of_many<R: Words>(
 
 /// Uniform numbers in (0, total): (k + 1/2) 2^-52 total, kept below the total.
 #[derive(Clone, Copy)]
-struct Scale {
+pub(crate) struct Uniform {
     step: f64,
     half: f64,
     below: f64,
 }
 
-impl Scale {
+impl Uniform {
     #[inline]
-    fn new(total: f64) -> Self {
+    pub(crate) fn new(total: f64) -> Self {
         let step = total * (1.0 / (1u64 << 52) as f64);
-        Scale {
+        Uniform {
             step,
             half: 0.5 * step,
             below: f64::from_bits(total.to_bits() - 1),
@@ -229,7 +229,7 @@ impl Scale {
     }
 
     #[inline]
-    fn draw<R: Words>(self, rng: &mut R) -> f64 {
+    pub(crate) fn draw<R: Words>(self, rng: &mut R) -> f64 {
         let x = (rng.next_word() >> 12) as f64 * self.step + self.half;
         if x < self.below { x } else { self.below }
     }

@@ -178,8 +178,8 @@ fn play_serial<T: Mass, P: TeamPolicy>(
                 .as_deref_mut()
                 .map(|r| &mut r[block as usize * BLOCK..]),
         };
-        play_block(context, now, block, workspace, record, |s, landed| {
-            scatter(graph.row(s), landed, next);
+        play_block(context, now, block, workspace, record, |s, row, landed| {
+            scatter(row, landed, next);
             if let Some(flows) = flows.as_deref_mut() {
                 flows[graph.range(s)].copy_from_slice(landed);
             }
@@ -247,7 +247,7 @@ fn play_blocks<T: Mass, P: TeamPolicy>(
             if watch.tick() {
                 return;
             }
-            let played = play_block(context, now, block, workspace, record, |s, landed| {
+            let played = play_block(context, now, block, workspace, record, |s, _, landed| {
                 let range = graph.range(s);
                 flows[range.start - first..range.end - first].copy_from_slice(landed);
             });

@@ -2,8 +2,6 @@
 
 use crate::error::{Result, value_error};
 use crate::model::Model;
-use crate::multinomial::{Scratch, multinomial_add};
-use crate::rng::Words;
 
 /// Largest |sum - 1| of a row of action probabilities: room for rows computed in float32.
 pub const PROBABILITY_TOLERANCE: f64 = 1e-4;
@@ -29,26 +27,8 @@ pub trait TeamPolicy: Sync {
     /// [`crate::Error::Value`] if a size differs, or a forbidden action has probability.
     fn check(&self, model: &Model, n_replicas: usize, n_steps: usize) -> Result<()>;
 
-    /// E[h(s)], the law of one agent's action: fills `out` (A,).
-    fn mean_action(&self, cell: Cell, out: &mut [f64]);
-
-    /// Adds a draw of the team action c(s, .) of `n` agents to `out` (A,).
-    ///
-    /// The default is the multinomial team of the individual policy `mean_action`, Eq. (3.2);
-    /// `pi` (A,) is scratch memory.
-    #[inline]
-    fn sample<R: Words>(
-        &self,
-        cell: Cell,
-        n: u64,
-        rng: &mut R,
-        pi: &mut [f64],
-        scratch: &mut Scratch,
-        out: &mut [i64],
-    ) {
-        self.mean_action(cell, pi);
-        multinomial_add(rng, n, pi, scratch, out);
-    }
+    /// E[h(s)], the law of one agent's action (A,): read where it lies, or computed in `pi` (A,).
+    fn mean_action<'a>(&'a self, cell: Cell, pi: &'a mut [f64]) -> &'a [f64];
 }
 
 /// Action probabilities from a table (times, replicas, S, A), the first two of size 1 if the
@@ -159,20 +139,7 @@ impl TeamPolicy for TabularPolicy<'_> {
     }
 
     #[inline]
-    fn mean_action(&self, cell: Cell, out: &mut [f64]) {
-        out.copy_from_slice(self.row(cell));
-    }
-
-    #[inline]
-    fn sample<R: Words>(
-        &self,
-        cell: Cell,
-        n: u64,
-        rng: &mut R,
-        _pi: &mut [f64],
-        scratch: &mut Scratch,
-        out: &mut [i64],
-    ) {
-        multinomial_add(rng, n, self.row(cell), scratch, out);
+    fn mean_action<'a>(&'a self, cell: Cell, _pi: &'a mut [f64]) -> &'a [f64] {
+        self.row(cell)
     }
 }

@@ -3,9 +3,10 @@
 
 use crate::error::{Result, value_error};
 use crate::initial::{DrawAddress, Initial};
-use crate::multinomial::{Scratch, multinomial_rows};
+use crate::multinomial::{Scratch, multinomial_add, multinomial_rows};
 use crate::policy::{Cell, TeamPolicy};
 use crate::rng::{BLOCK, Rng};
+use crate::tiny::{is_tiny, play_tiny};
 
 /// A number of agents: an integer for finite N, a fraction of the population for N = infinity.
 ///
@@ -19,18 +20,16 @@ pub trait Mass:
 
     /// mu = n / N.
     fn density(self, total: Self::Total) -> f64;
-    /// Adds the team action of `self` agents to `out` (A,).
-    fn act<P: TeamPolicy>(
+    /// Plays the team of `self` agents in one state: adds its team action c(s, .) to `team.actions`
+    /// and those who go to each neighbour, by `prob` (A, K), to `team.landed` (K,).
+    fn play<P: TeamPolicy>(
         self,
         policy: &P,
         cell: Cell,
+        prob: &[f64],
         rng: &mut Rng,
-        pi: &mut [f64],
-        scratch: &mut Scratch,
-        out: &mut [Self],
+        team: Team<'_, Self>,
     );
-    /// Moves a team (A,) by its rows of transition probabilities (A, K); adds to `out` (K,).
-    fn travel(team: &[Self], prob: &[f64], rng: &mut Rng, scratch: &mut Scratch, out: &mut [Self]);
     /// The team reward: sum over a of c(s, a) r(s, mu(N_s), a) / N.
     fn team_reward(actions: &[Self], reward: &[f64], allowed: &[bool], total: Self::Total) -> f64;
     /// Draws from P_0 into `out` (S,).
@@ -56,22 +55,29 @@ impl Mass for i64 {
         self as f64 / total as f64
     }
 
-    #[inline]
-    fn act<P: TeamPolicy>(
+    #[inline(always)]
+    fn play<P: TeamPolicy>(
         self,
         policy: &P,
         cell: Cell,
+        prob: &[f64],
         rng: &mut Rng,
-        pi: &mut [f64],
-        scratch: &mut Scratch,
-        out: &mut [i64],
+        team: Team<'_, i64>,
     ) {
-        policy.sample(cell, self as u64, rng, pi, scratch, out);
-    }
-
-    #[inline]
-    fn travel(team: &[i64], prob: &[f64], rng: &mut Rng, scratch: &mut Scratch, out: &mut [i64]) {
-        multinomial_rows(rng, team, prob, scratch, out);
+        let n = self as u64;
+        let pi = policy.mean_action(cell, team.pi);
+        let Team {
+            scratch,
+            actions,
+            landed,
+            ..
+        } = team;
+        if is_tiny(n, pi.len(), landed.len()) {
+            play_tiny(rng, n, pi, prob, actions, landed);
+        } else {
+            multinomial_add(rng, n, pi, scratch, actions);
+            multinomial_rows(rng, actions, prob, scratch, landed);
+        }
     }
 
     #[inline]
@@ -114,25 +120,23 @@ impl Mass for f64 {
         self
     }
 
-    #[inline]
-    fn act<P: TeamPolicy>(
+    #[inline(always)]
+    fn play<P: TeamPolicy>(
         self,
         policy: &P,
         cell: Cell,
+        prob: &[f64],
         _rng: &mut Rng,
-        pi: &mut [f64],
-        _scratch: &mut Scratch,
-        out: &mut [f64],
+        team: Team<'_, f64>,
     ) {
-        policy.mean_action(cell, pi);
-        self.spread(pi, out);
-    }
-
-    #[inline]
-    fn travel(team: &[f64], prob: &[f64], _: &mut Rng, _: &mut Scratch, out: &mut [f64]) {
-        for (&mass, row) in team.iter().zip(prob.chunks_exact(out.len())) {
+        self.spread(policy.mean_action(cell, team.pi), team.actions);
+        for (&mass, row) in team
+            .actions
+            .iter()
+            .zip(prob.chunks_exact(team.landed.len()))
+        {
             if mass > 0.0 {
-                mass.spread(row, out);
+                mass.spread(row, team.landed);
             }
         }
     }
@@ -159,6 +163,19 @@ impl Mass for f64 {
         }
         Ok(())
     }
+}
+
+/// Where the team of one state is played.
+#[derive(Debug)]
+pub struct Team<'a, T> {
+    /// Scratch memory (A,).
+    pub pi: &'a mut [f64],
+    /// Scratch memory of the sampler.
+    pub scratch: &'a mut Scratch,
+    /// The team action c(s, .) (A,), zero on arrival.
+    pub actions: &'a mut [T],
+    /// How many go to each neighbour (K,), zero on arrival.
+    pub landed: &'a mut [T],
 }
 
 /// Helpers of the two implementations.

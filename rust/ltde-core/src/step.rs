@@ -4,8 +4,8 @@
 use crate::model::{Fault, Model, ModelError};
 use crate::multinomial::Scratch;
 use crate::policy::{Cell, TeamPolicy};
-use crate::population::{Mass, Population};
-use crate::rng::{BLOCK, Purpose, Seed};
+use crate::population::{Mass, Population, Team};
+use crate::rng::{BLOCK, Purpose, Rng, Seed};
 
 /// What all blocks of one step of one replica share.
 #[derive(Clone, Copy)]
@@ -58,66 +58,118 @@ pub(crate) struct BlockRecord<'a, T> {
     pub rewards: Option<&'a mut [f64]>,
 }
 
-/// Plays one block of states of `now`; hands `sink` the masses that left each occupied state,
-/// in the order of its row of the graph.
+/// Plays one block of states of `now`; hands `sink` each occupied state with its row of the graph
+/// and the masses that went there.
 #[inline]
 pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
     context: &StepContext<'_, T, P>,
     now: &Population<T>,
     block: u32,
     work: &mut Workspace<T>,
-    mut record: BlockRecord<'_, T>,
-    mut sink: impl FnMut(usize, &[T]),
+    record: BlockRecord<'_, T>,
+    sink: impl FnMut(usize, &[u32], &[T]),
 ) -> Result<(), Box<ModelError>> {
-    let StepContext {
-        model,
-        policy,
-        total,
-        ..
-    } = *context;
-    let (actions, counts, densities) = (model.n_actions, now.counts(), now.densities());
-    let mut rng = context
-        .seed
-        .stream(Purpose::Step, context.replica, context.step, block);
+    let mut play = Play {
+        context,
+        now,
+        rng: context
+            .seed
+            .stream(Purpose::Step, context.replica, context.step, block),
+        work,
+        record,
+        sink,
+    };
     for s in now.occupied(block) {
-        let row = model.graph.row(s);
-        let degree = row.len();
-        let mu = &mut work.mu[..degree];
+        let row = context.model.graph.row(s);
+        // one copy of the code for each small |N_s|: its loops are unrolled
+        match row.len() {
+            2 => play.state(s, fixed::<2>(row))?,
+            3 => play.state(s, fixed::<3>(row))?,
+            4 => play.state(s, fixed::<4>(row))?,
+            5 => play.state(s, fixed::<5>(row))?,
+            6 => play.state(s, fixed::<6>(row))?,
+            7 => play.state(s, fixed::<7>(row))?,
+            8 => play.state(s, fixed::<8>(row))?,
+            _ => play.state(s, row)?,
+        }
+    }
+    Ok(())
+}
+
+/// The row, of K entries as the compiler then knows.
+#[inline(always)]
+fn fixed<const K: usize>(row: &[u32]) -> &[u32] {
+    row.first_chunk::<K>().map_or(row, |row| row)
+}
+
+/// One block of one step.
+struct Play<'a, T: Mass, P, F> {
+    context: &'a StepContext<'a, T, P>,
+    now: &'a Population<T>,
+    rng: Rng,
+    work: &'a mut Workspace<T>,
+    record: BlockRecord<'a, T>,
+    sink: F,
+}
+
+impl<T: Mass, P: TeamPolicy, F: FnMut(usize, &[u32], &[T])> Play<'_, T, P, F> {
+    #[inline(always)]
+    fn state(&mut self, s: usize, row: &[u32]) -> Result<(), Box<ModelError>> {
+        let StepContext {
+            model,
+            policy,
+            total,
+            ..
+        } = *self.context;
+        let densities = self.now.densities();
+        let (actions, degree) = (model.n_actions, row.len());
+        let Workspace {
+            mu,
+            prob,
+            reward,
+            pi,
+            team,
+            landed,
+            scratch,
+        } = &mut *self.work;
+        let (mu, prob) = (&mut mu[..degree], &mut prob[..actions * degree]);
         for (m, &y) in mu.iter_mut().zip(row) {
             *m = densities[y as usize];
         }
-        let prob = &mut work.prob[..actions * degree];
-        if let Err(fault) = model.local(s, mu, prob, &mut work.reward) {
-            return Err(context.error(fault, s, mu));
+        if let Err(fault) = model.local(s, mu, prob, reward) {
+            return Err(self.context.error(fault, s, mu));
         }
         let cell = Cell {
-            replica: context.local_replica,
-            time: context.time,
+            replica: self.context.local_replica,
+            time: self.context.time,
             state: s,
             density: densities[s],
         };
-        work.team.fill(T::default());
-        counts[s].act(
+        let landed = &mut landed[..degree];
+        team.fill(T::default());
+        landed.fill(T::default());
+        self.now.counts()[s].play(
             policy,
             cell,
-            &mut rng,
-            &mut work.pi,
-            &mut work.scratch,
-            &mut work.team,
+            prob,
+            &mut self.rng,
+            Team {
+                pi,
+                scratch,
+                actions: team,
+                landed,
+            },
         );
-        let landed = &mut work.landed[..degree];
-        landed.fill(T::default());
-        T::travel(&work.team, prob, &mut rng, &mut work.scratch, landed);
         let i = s % BLOCK;
-        if let Some(out) = record.actions.as_deref_mut() {
-            out[i * actions..][..actions].copy_from_slice(&work.team);
+        if let Some(out) = self.record.actions.as_deref_mut() {
+            out[i * actions..][..actions].copy_from_slice(team);
         }
-        if let Some(out) = record.rewards.as_deref_mut() {
-            out[i] = T::team_reward(&work.team, &work.reward, model.allowed(s), total);
+        if let Some(out) = self.record.rewards.as_deref_mut() {
+            out[i] = T::team_reward(team, reward, model.allowed(s), total);
         }
-        sink(s, landed);
+        (self.sink)(s, row, landed);
+        Ok(())
     }
-    Ok(())
 }
 
 impl<T: Mass, P> StepContext<'_, T, P> {
