@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ltde import diagnostics as diagnostics
+    from ltde import exact as exact
     from ltde._core import ModelError as ModelError
     from ltde._core import __version__ as __version__
     from ltde.agents import AgentRollout as AgentRollout
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from ltde.graph import Graph as Graph
     from ltde.initial import DirichletInitial as DirichletInitial
     from ltde.model import NetworkedModel as NetworkedModel
+    from ltde.neural_policy import ChainReport as ChainReport
+    from ltde.neural_policy import EnergyPolicy as EnergyPolicy
+    from ltde.neural_policy import SoftmaxPolicy as SoftmaxPolicy
     from ltde.policy import FunctionPolicy as FunctionPolicy
     from ltde.policy import IndividualPolicy as IndividualPolicy
     from ltde.policy import TabularPolicy as TabularPolicy
@@ -32,7 +37,9 @@ _HOME = {
     "AgentSimulator": "agents",
     "AgentStep": "agents",
     "Balls": "graph",
+    "ChainReport": "neural_policy",
     "DirichletInitial": "initial",
+    "EnergyPolicy": "neural_policy",
     "FunctionPolicy": "policy",
     "Graph": "graph",
     "IndividualPolicy": "policy",
@@ -40,17 +47,22 @@ _HOME = {
     "NetworkedModel": "model",
     "Rollout": "simulator",
     "Simulator": "simulator",
+    "SoftmaxPolicy": "neural_policy",
     "Step": "simulator",
     "TabularPolicy": "policy",
     "Visitation": "simulator",
     "__version__": "_core",
 }
 
+_MODULES = ("diagnostics", "exact")
+
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module on first use."""
+    if name in _MODULES:
+        return importlib.import_module(f"ltde.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'ltde' has no attribute {name!r}")
@@ -61,4 +73,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the public names."""
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_MODULES})

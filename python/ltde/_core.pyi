@@ -7,11 +7,13 @@ __all__ = [
     "Graph",
     "Model",
     "ModelError",
+    "NetworkPolicy",
     "Simulator",
     "TabularPolicy",
     "__version__",
     "binomial",
     "multinomial",
+    "sample_actions",
 ]
 
 __version__: str
@@ -68,6 +70,40 @@ class TabularPolicy:
     def __new__(cls, probs: NDArray[np.float64]) -> TabularPolicy: ...
 
 @final
+class NetworkPolicy:
+    def __new__(
+        cls,
+        theta: NDArray[np.float32] | NDArray[np.float64],
+        b: NDArray[np.float32] | NDArray[np.float64],
+        mask: NDArray[np.bool_],
+        tau: float,
+        density_scale: float,
+        input_scale: float,
+        effort: tuple[int, int, int] | None,
+    ) -> NetworkPolicy: ...
+    def mean_action(
+        self, density: NDArray[np.float64], outputs: bool, out: NDArray[np.float64]
+    ) -> None: ...
+    def means(
+        self,
+        counts: NDArray[np.int64],
+        totals: NDArray[np.float64],
+        seed: int,
+        action: NDArray[np.float64],
+        feature: NDArray[np.float64],
+        exact: NDArray[np.bool_],
+    ) -> None: ...
+    def trace(
+        self,
+        state: int,
+        density: float,
+        n: int,
+        seed: int,
+        counts: NDArray[np.int64],
+        energy: NDArray[np.float64],
+    ) -> tuple[int, bool, int, int, int, int]: ...
+
+@final
 class Simulator:
     def __new__(
         cls,
@@ -87,7 +123,7 @@ class Simulator:
     def set_counts(self, counts: NDArray[Any], seed: int | None) -> None: ...
     def rollout(
         self,
-        policy: TabularPolicy | NDArray[np.float64],
+        policy: TabularPolicy | NetworkPolicy | NDArray[np.float64],
         n_steps: int,
         chain: bool,
         arrays: dict[str, Any],
@@ -95,7 +131,7 @@ class Simulator:
     ) -> None: ...
     def visitation(
         self,
-        policy: TabularPolicy | NDArray[np.float64],
+        policy: TabularPolicy | NetworkPolicy | NDArray[np.float64],
         n_draws: int,
         arrays: dict[str, Any],
     ) -> None: ...
@@ -103,4 +139,11 @@ class Simulator:
 def binomial(n: int, p: float, q: float, seed: int, out: NDArray[np.int64]) -> None: ...
 def multinomial(
     n: int, weights: NDArray[np.float64], seed: int, out: NDArray[np.int64]
+) -> None: ...
+def sample_actions(
+    policy: TabularPolicy | NetworkPolicy | NDArray[np.float64],
+    counts: NDArray[np.int64],
+    totals: NDArray[np.float64],
+    seed: int,
+    out: NDArray[np.int64],
 ) -> None: ...

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["integer", "population_size", "seed_number"]
+__all__ = ["integer", "population_size", "positive", "seed_number"]
 
 
 def integer(name: str, value: Any, low: int, high: int) -> int:
@@ -17,6 +17,17 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
     if not low <= value < high:
         raise ValueError(f"{name}: expected an integer in [{low}, {high}), got {value}")
     return int(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """Return `value` as a finite number > 0."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(f"{name}: expected a number > 0, got {value!r}")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+    return float(value)
 
 
 def seed_number(seed: Any) -> int:

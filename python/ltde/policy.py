@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ltde import _core
+from ltde.arguments import seed_number
 
 if TYPE_CHECKING:
     from ltde.model import NetworkedModel
 
-__all__ = ["FunctionPolicy", "IndividualPolicy", "TabularPolicy", "as_probabilities"]
+__all__ = [
+    "Counts",
+    "FunctionPolicy",
+    "IndividualPolicy",
+    "TabularPolicy",
+    "as_actions",
+    "as_counts",
+    "as_probabilities",
+    "draw_actions",
+]
 
 
 class IndividualPolicy(Protocol):
@@ -35,6 +45,81 @@ def as_probabilities(probs: ArrayLike) -> NDArray[np.float64]:
     if array.dtype.kind not in "fiu":
         raise TypeError(f"probs: expected real numbers, got dtype {array.dtype}")
     return np.require(array, np.float64, ["C_CONTIGUOUS", "ALIGNED"])
+
+
+class Counts(NamedTuple):
+    """Checked counts: `(..., S)`, and the number of agents `N` of each row, `(..., 1)` float64."""
+
+    counts: NDArray[Any]
+    total: NDArray[np.float64]
+
+    @property
+    def density(self) -> NDArray[np.float64]:
+        """`mu(s)`, `(..., S)`."""
+        density: NDArray[np.float64] = self.counts / self.total
+        return density
+
+
+def as_counts(
+    counts: ArrayLike,
+    n_states: int,
+    n_agents: ArrayLike | None,
+    *,
+    densities: bool = False,
+) -> Counts:
+    """Check counts `(..., S)`, integers or, with `densities`, also densities of the flow.
+
+    `n_agents` None takes the sum of each row; otherwise a number, or `(..., 1)`, and rows need not
+    sum to it.
+    """
+    array = np.asarray(counts)
+    if array.dtype.kind not in ("iuf" if densities else "iu"):
+        raise TypeError(f"counts: expected integers, got dtype {array.dtype}")
+    if array.ndim < 1 or array.shape[-1] != n_states:
+        raise ValueError(f"counts: expected shape (..., {n_states}), got {array.shape}")
+    wrong = ~(array >= 0)
+    if wrong.any():
+        index = np.unravel_index(int(wrong.argmax()), array.shape)
+        place = ", ".join(map(str, index))
+        raise ValueError(f"counts[{place}]: expected a number >= 0, got {array[index]}")
+    kind = np.float64 if array.dtype.kind == "f" else np.int64
+    if n_agents is None:
+        total = array.sum(axis=-1, keepdims=True).astype(np.float64)
+        # a row without agents has densities 0
+        total = np.where(total > 0, total, 1.0)
+    else:
+        total = np.broadcast_to(np.asarray(n_agents, np.float64), (*array.shape[:-1], 1))
+        if not (total > 0).all():
+            raise ValueError(f"n_agents: expected a number > 0, got {n_agents}")
+    return Counts(np.ascontiguousarray(array, kind), np.ascontiguousarray(total))
+
+
+def as_actions(actions: ArrayLike, checked: Counts, n_actions: int) -> NDArray[np.int64]:
+    """Check team actions `(..., S, A)` against counts `(..., S)`."""
+    array = np.asarray(actions)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"actions: expected integers, got dtype {array.dtype}")
+    expected = (*checked.counts.shape, n_actions)
+    if array.shape != expected:
+        raise ValueError(f"actions: expected shape {expected}, got {array.shape}")
+    wrong = (array < 0).any(axis=-1) | (array.sum(axis=-1) != checked.counts)
+    if wrong.any():
+        index = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        place = ", ".join(map(str, index))
+        raise ValueError(
+            f"actions[{place}]: expected numbers >= 0 that sum to counts = "
+            f"{checked.counts[index]}, got {array[index].tolist()}"
+        )
+    return np.ascontiguousarray(array, np.int64)
+
+
+def draw_actions(core: Any, checked: Counts, n_actions: int, seed: int) -> NDArray[np.int64]:
+    """Draw team actions `(..., S, A)` from a policy of the core."""
+    shape = checked.counts.shape
+    rows = checked.counts.reshape(-1, shape[-1])
+    out = np.zeros((*rows.shape, n_actions), np.int64)
+    _core.sample_actions(core, rows, checked.total.reshape(-1), seed_number(seed), out)
+    return out.reshape(*shape, n_actions)
 
 
 class TabularPolicy:
@@ -88,6 +173,122 @@ class TabularPolicy:
     def stationary(self) -> bool:
         """Whether the table has no time axis."""
         return self._probs.ndim == 2
+
+    def sample(
+        self, counts: ArrayLike, seed: int, n_agents: ArrayLike | None = None
+    ) -> NDArray[np.int64]:
+        """Draw team actions from the multinomials (3.2), independently over states.
+
+        Parameters
+        ----------
+        counts
+            `(..., S)` integers.
+        seed
+            Integer in [0, 2^64).
+        n_agents
+            Plays no part: the table does not depend on densities.
+
+        Returns
+        -------
+        ndarray
+            `(..., S, A)` int64; rows sum to `counts`.
+
+        Raises
+        ------
+        ValueError
+            If the policy changes with time.
+        """
+        states, actions = self._stationary_table().shape
+        return draw_actions(self._core, as_counts(counts, states, n_agents), actions, seed)
+
+    def mean_action(
+        self, counts: ArrayLike, n_agents: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """Return `E[h(s)]`, the normalised rows of the table, `(..., S, A)`.
+
+        Parameters
+        ----------
+        counts
+            `(..., S)` integers or densities; only their shape matters.
+        n_agents
+            Plays no part.
+
+        Raises
+        ------
+        ValueError
+            If the policy changes with time.
+        """
+        table = self._stationary_table()
+        checked = as_counts(counts, len(table), n_agents, densities=True)
+        row = table / table.sum(axis=-1, keepdims=True)
+        return np.broadcast_to(row, (*checked.counts.shape, table.shape[-1]))
+
+    def log_prob(
+        self, counts: ArrayLike, actions: ArrayLike, n_agents: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """Return `log Pi_s(h(s) | mu(s))` of the multinomial team (3.2); (3.3) is its sum over `s`.
+
+        Parameters
+        ----------
+        counts, actions
+            `(..., S)` and `(..., S, A)` integers, `actions` summing to `counts`.
+        n_agents
+            Plays no part.
+
+        Returns
+        -------
+        ndarray
+            `(..., S)`; 0 for an empty team, `-inf` where an action of probability 0 is taken.
+
+        Raises
+        ------
+        ValueError
+            If the policy changes with time.
+        """
+        import torch
+
+        from ltde.neural_policy import multinomial_log_prob
+
+        table = self._stationary_table()
+        team = as_actions(actions, as_counts(counts, len(table), n_agents), table.shape[-1])
+        pi = torch.from_numpy(table / table.sum(axis=-1, keepdims=True))
+        log_prob: NDArray[np.float64] = multinomial_log_prob(
+            torch.from_numpy(team).double(), pi
+        ).numpy()
+        return log_prob
+
+    def score(
+        self, counts: ArrayLike, actions: ArrayLike, n_agents: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """Return the gradient of `log Pi_s` in the logits of state `s`: `c(s, a) - n(s) p(s, a)`.
+
+        Parameters
+        ----------
+        counts, actions
+            `(..., S)` and `(..., S, A)` integers, `actions` summing to `counts`.
+        n_agents
+            Plays no part.
+
+        Returns
+        -------
+        ndarray
+            `(..., S, A)`.
+
+        Raises
+        ------
+        ValueError
+            If the policy changes with time.
+        """
+        mean = self.mean_action(counts, n_agents)
+        checked = as_counts(counts, mean.shape[-2], n_agents)
+        team = as_actions(actions, checked, mean.shape[-1])
+        score: NDArray[np.float64] = team - checked.counts[..., None] * mean
+        return score
+
+    def _stationary_table(self) -> NDArray[np.float64]:
+        if not self.stationary:
+            raise ValueError("probs: the policy changes with time; use TabularPolicy(probs[t])")
+        return self._probs
 
     def individual(self) -> IndividualPolicy:
         """Return the policy of one agent: `(state, density) -> (A,)`.

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,11 +18,14 @@ from ltde.arguments import integer, population_size, seed_number
 from ltde.model import NetworkedModel
 from ltde.policy import FunctionPolicy, TabularPolicy, as_probabilities
 
+if TYPE_CHECKING:
+    from ltde.neural_policy import NetworkPolicy
+
 __all__ = ["Rollout", "Simulator", "Step", "Visitation"]
 
 # Counts are int64 at finite N and float64 masses at N = inf.
 Masses: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
-Policy: TypeAlias = TabularPolicy | FunctionPolicy | ArrayLike
+Policy: TypeAlias = Union[TabularPolicy, FunctionPolicy, "NetworkPolicy", ArrayLike]
 Recorded: TypeAlias = Literal["counts", "actions", "rewards", "flows"]
 
 _RECORDABLE = ("counts", "actions", "rewards", "flows")
@@ -335,7 +338,7 @@ class Simulator:
             self._play(self._table(policy), steps, chain, arrays, used=out is not None)
         return Rollout(**{name: arrays[name] for name in arrays})
 
-    def visitation(self, policy: TabularPolicy | ArrayLike, n_draws: int) -> Visitation:
+    def visitation(self, policy: Policy, n_draws: int) -> Visitation:
         """Draw independently and exactly from the discounted visitation law `sigma` (4.2).
 
         Each draw starts a fresh episode from `P_0` and reads it at a geometric time, which is never
@@ -453,11 +456,12 @@ class Simulator:
             "a Simulator cannot be pickled or copied; make another one and give it state_dict()"
         )
 
-    def _table(self, policy: TabularPolicy | ArrayLike) -> Any:
+    def _table(self, policy: Policy) -> Any:
         """Convert a policy to what the core takes."""
-        if isinstance(policy, TabularPolicy):
-            return policy._core
-        probs = as_probabilities(policy)
+        core = getattr(policy, "_core", None)
+        if isinstance(core, (_core.TabularPolicy, _core.NetworkPolicy)):
+            return core
+        probs = as_probabilities(policy)  # type: ignore[arg-type]
         sizes = (self.model.n_states, self.model.n_actions)
         if probs.shape not in (sizes, (self.n_replicas, *sizes)):
             raise ValueError(

@@ -4,7 +4,8 @@
 //! - [`graph`]: the graph of states, balls and distances
 //! - [`model`]: the local function, its data, masks, and what it may do wrong
 //! - [`initial`]: the law P_0 of the initial counts
-//! - [`policy`]: team-decentralised policies
+//! - [`policy`]: team-decentralised policies; the table
+//! - [`network`], [`softmax`], [`energy`]: the policies of two-layer networks
 //! - [`population`]: the counts of one replica; integers for finite N, fractions for infinity
 //! - `step`, `play`: one step of one block of states, and of one replica
 //! - `tiny`: teams of a few agents, moved one by one
@@ -16,18 +17,21 @@
 //! - [`error`]: what can go wrong
 
 pub mod binomial;
+pub mod energy;
 pub mod error;
 pub mod graph;
 pub mod initial;
 pub mod math;
 pub mod model;
 pub mod multinomial;
+pub mod network;
 mod play;
 pub mod policy;
 pub mod population;
 pub mod record;
 pub mod rng;
 pub mod simulator;
+pub mod softmax;
 mod step;
 mod tiny;
 pub mod visitation;

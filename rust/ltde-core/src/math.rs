@@ -54,6 +54,12 @@ pub fn exp(x: f64) -> f64 {
     f64::from_bits((p.to_bits() as i64 + ((k as i64) << 52)) as u64)
 }
 
+/// exp(x) for x <= 0; 0 below -700.
+#[inline]
+pub fn exp_nonpositive(x: f64) -> f64 {
+    if x >= -700.0 { exp(x) } else { 0.0 }
+}
+
 /// Largest integer not above x, for |x| < 2^62 (no call into the platform's library).
 #[inline]
 pub fn floor(x: f64) -> f64 {

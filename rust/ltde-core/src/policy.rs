@@ -2,6 +2,9 @@
 
 use crate::error::{Result, value_error};
 use crate::model::Model;
+use crate::multinomial::{Scratch, multinomial_add};
+use crate::rng::{BLOCK, Purpose, Rng, Seed};
+use crate::watch::Watch;
 
 /// Largest |sum - 1| of a row of action probabilities: room for rows computed in float32.
 pub const PROBABILITY_TOLERANCE: f64 = 1e-4;
@@ -27,8 +30,99 @@ pub trait TeamPolicy: Sync {
     /// [`crate::Error::Value`] if a size differs, or a forbidden action has probability.
     fn check(&self, model: &Model, n_replicas: usize, n_steps: usize) -> Result<()>;
 
+    /// Whether the agents of a team act independently, each by [`TeamPolicy::mean_action`]: the
+    /// multinomial team of an individual policy, Eq. (3.2). Only such policies have a flow.
+    #[inline]
+    fn is_multinomial(&self) -> bool {
+        true
+    }
+
     /// E[h(s)], the law of one agent's action (A,): read where it lies, or computed in `pi` (A,).
     fn mean_action<'a>(&'a self, cell: Cell, pi: &'a mut [f64]) -> &'a [f64];
+
+    /// Adds a draw of the team action c(s, .) of `n` agents to `out` (A,); `pi` (A,) is scratch
+    /// memory.
+    #[inline]
+    fn sample(
+        &self,
+        cell: Cell,
+        n: u64,
+        rng: &mut Rng,
+        pi: &mut [f64],
+        scratch: &mut Scratch,
+        out: &mut [i64],
+    ) {
+        multinomial_add(rng, n, self.mean_action(cell, pi), scratch, out);
+    }
+}
+
+impl<P: TeamPolicy + ?Sized> TeamPolicy for &P {
+    fn check(&self, model: &Model, n_replicas: usize, n_steps: usize) -> Result<()> {
+        (**self).check(model, n_replicas, n_steps)
+    }
+
+    #[inline]
+    fn is_multinomial(&self) -> bool {
+        (**self).is_multinomial()
+    }
+
+    #[inline]
+    fn mean_action<'a>(&'a self, cell: Cell, pi: &'a mut [f64]) -> &'a [f64] {
+        (**self).mean_action(cell, pi)
+    }
+
+    #[inline]
+    fn sample(
+        &self,
+        cell: Cell,
+        n: u64,
+        rng: &mut Rng,
+        pi: &mut [f64],
+        scratch: &mut Scratch,
+        out: &mut [i64],
+    ) {
+        (**self).sample(cell, n, rng, pi, scratch, out);
+    }
+}
+
+/// Draws team actions of all states: `counts` (B, S) with `totals` (B,) agents N, into `out`
+/// (B, S, A), zero on arrival. Replica b and every block of states have their own stream.
+pub fn sample_teams(
+    policy: &dyn TeamPolicy,
+    counts: &[i64],
+    totals: &[f64],
+    n_states: usize,
+    seed: Seed,
+    watch: &Watch<'_>,
+    out: &mut [i64],
+) -> Result<()> {
+    let actions = out.len() / counts.len().max(1);
+    let (mut pi, mut scratch) = (vec![0.0; actions], Scratch::default());
+    let teams = counts
+        .chunks(n_states)
+        .zip(totals)
+        .zip(out.chunks_mut(n_states * actions));
+    for (replica, ((counts, &total), out)) in teams.enumerate() {
+        let mut rng = seed.stream(Purpose::Team, replica as u32, 0, 0);
+        for (state, (&n, out)) in counts.iter().zip(out.chunks_mut(actions)).enumerate() {
+            if state % BLOCK == 0 {
+                rng = seed.stream(Purpose::Team, replica as u32, 0, (state / BLOCK) as u32);
+                if watch.tick_here() {
+                    return Err(crate::Error::Interrupted);
+                }
+            }
+            if n > 0 {
+                let cell = Cell {
+                    replica,
+                    time: 0,
+                    state,
+                    density: n as f64 / total,
+                };
+                policy.sample(cell, n as u64, &mut rng, &mut pi, &mut scratch, out);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Action probabilities from a table (times, replicas, S, A), the first two of size 1 if the

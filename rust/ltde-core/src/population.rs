@@ -3,7 +3,7 @@
 
 use crate::error::{Result, value_error};
 use crate::initial::{DrawAddress, Initial};
-use crate::multinomial::{Scratch, multinomial_add, multinomial_rows};
+use crate::multinomial::{Scratch, multinomial_rows};
 use crate::policy::{Cell, TeamPolicy};
 use crate::rng::{BLOCK, Rng};
 use crate::tiny::{is_tiny, play_tiny};
@@ -17,6 +17,8 @@ pub trait Mass:
 {
     /// The number of agents N: u64, or nothing in the mean-field limit.
     type Total: Copy + Send + Sync + std::fmt::Debug;
+    /// Whether this is the flow of the mean-field limit.
+    const MEAN_FIELD: bool;
 
     /// mu = n / N.
     fn density(self, total: Self::Total) -> f64;
@@ -49,6 +51,7 @@ pub trait Mass:
 
 impl Mass for i64 {
     type Total = u64;
+    const MEAN_FIELD: bool = false;
 
     #[inline]
     fn density(self, total: u64) -> f64 {
@@ -65,17 +68,17 @@ impl Mass for i64 {
         team: Team<'_, i64>,
     ) {
         let n = self as u64;
-        let pi = policy.mean_action(cell, team.pi);
         let Team {
+            pi,
             scratch,
             actions,
             landed,
-            ..
         } = team;
-        if is_tiny(n, pi.len(), landed.len()) {
+        if policy.is_multinomial() && is_tiny(n, actions.len(), landed.len()) {
+            let pi = policy.mean_action(cell, pi);
             play_tiny(rng, n, pi, prob, actions, landed);
         } else {
-            multinomial_add(rng, n, pi, scratch, actions);
+            policy.sample(cell, n, rng, pi, scratch, actions);
             multinomial_rows(rng, actions, prob, scratch, landed);
         }
     }
@@ -114,6 +117,7 @@ impl Mass for i64 {
 
 impl Mass for f64 {
     type Total = ();
+    const MEAN_FIELD: bool = true;
 
     #[inline]
     fn density(self, (): ()) -> f64 {

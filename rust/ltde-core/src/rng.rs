@@ -31,6 +31,8 @@ pub enum Purpose {
     Horizon = 6,
     /// Samples asked for directly (`binomial`, `multinomial`).
     Sample = 7,
+    /// Team actions drawn outside a simulation, and means over a chain of them.
+    Team = 8,
 }
 
 /// The source of all streams of one seed.

@@ -188,6 +188,17 @@ impl<T: Mass> Simulator<T> {
         }
     }
 
+    /// Checks that a policy fits the model, the replicas and the kind of mass.
+    pub(crate) fn check_policy<P: TeamPolicy>(&self, policy: &P, n_steps: usize) -> Result<()> {
+        if T::MEAN_FIELD && !policy.is_multinomial() {
+            return value_error!(
+                "policy: its teams stay random at n_agents = inf; play the policy of one agent \
+                 there, policy.individual(n_agents)"
+            );
+        }
+        policy.check(&self.model, self.n_replicas(), n_steps)
+    }
+
     /// Plays `n_steps` steps of every replica; with `chain`, restarts from P_0 with
     /// probability 1 - gamma after each.
     ///
@@ -206,7 +217,7 @@ impl<T: Mass> Simulator<T> {
         watch: &Watch<'_>,
     ) -> Result<()> {
         let replicas = self.replicas.len();
-        policy.check(&self.model, self.replicas.len(), n_steps)?;
+        self.check_policy(policy, n_steps)?;
         if self.counters.step + n_steps as u64 > MAX_STEP {
             return value_error!("n_steps: the step counter must stay below 2^48, got {n_steps}");
         }

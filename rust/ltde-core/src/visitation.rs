@@ -74,7 +74,7 @@ impl<T: Mass> Simulator<T> {
         watch: &Watch<'_>,
     ) -> Result<()> {
         let replicas = self.n_replicas();
-        policy.check(&self.model, replicas, 1)?;
+        self.check_policy(policy, 1)?;
         let (states, actions) = (self.model.graph.n_states(), self.model.n_actions);
         let total = n_draws * replicas;
         if record.counts.len() != total * states

@@ -47,7 +47,7 @@ impl<'a> Watch<'a> {
 
     /// As [`Watch::tick`], on the calling thread.
     #[inline]
-    pub(crate) fn tick_here(&self) -> bool {
+    pub fn tick_here(&self) -> bool {
         let ticks = self.ticks.load(Ordering::Relaxed).wrapping_add(1);
         self.ticks.store(ticks, Ordering::Relaxed);
         if ticks.is_multiple_of(TICKS) {

@@ -21,7 +21,7 @@ mod _core {
     #[pymodule_export]
     use crate::model::PyModel;
     #[pymodule_export]
-    use crate::policy::PyTabularPolicy;
+    use crate::policy::{PyNetworkPolicy, PyTabularPolicy, sample_actions};
     #[pymodule_export]
     use crate::sampling::{binomial, multinomial};
     #[pymodule_export]

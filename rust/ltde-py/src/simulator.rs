@@ -3,14 +3,14 @@
 use std::process;
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use ltde_core::policy::TabularPolicy;
+use ltde_core::policy::TeamPolicy;
 use ltde_core::population::Mass;
 use ltde_core::record::Record;
 use ltde_core::simulator::{Counters, Simulator};
 use ltde_core::visitation::VisitationRecord;
 use numpy::{
-    Element, PyArray2, PyArray3, PyArray4, PyArrayMethods, PyReadonlyArray4, PyReadwriteArray2,
-    PyReadwriteArray3, PyReadwriteArray4,
+    Element, PyArray2, PyArray3, PyArray4, PyArrayMethods, PyReadwriteArray2, PyReadwriteArray3,
+    PyReadwriteArray4,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -18,7 +18,7 @@ use pyo3::prelude::*;
 use crate::errors::to_py;
 use crate::leave::leave_watched;
 use crate::model::PyModel;
-use crate::policy::{PyTabularPolicy, shape4};
+use crate::policy::{Policy, PolicyCall};
 
 /// A simulator for one kind of mass, with the NumPy array that users see as `counts`.
 struct Engine<T: Mass + Element> {
@@ -54,26 +54,6 @@ struct VisitationArrays<'py> {
     next_counts: Bound<'py, PyAny>,
     #[pyo3(item)]
     horizon: Bound<'py, PyAny>,
-}
-
-/// A policy as Python passes it: a checked table, or an array (1, B | 1, S, A) for one call.
-#[derive(FromPyObject)]
-enum Policy<'py> {
-    #[pyo3(transparent)]
-    Table(Bound<'py, PyTabularPolicy>),
-    #[pyo3(transparent)]
-    Array(PyReadonlyArray4<'py, f64>),
-}
-
-impl Policy<'_> {
-    fn view(&self) -> PyResult<TabularPolicy<'_>> {
-        match self {
-            Policy::Table(table) => Ok(table.get().view()),
-            Policy::Array(probs) => {
-                TabularPolicy::new(probs.as_slice()?, shape4(probs)).map_err(to_py)
-            }
-        }
-    }
 }
 
 impl<T: Mass + Element> Engine<T> {
@@ -127,7 +107,6 @@ impl<T: Mass + Element> Engine<T> {
         arrays: Arrays<'_>,
         used: bool,
     ) -> PyResult<()> {
-        let policy = policy.view()?;
         let mut counts = readwrite3::<T>(arrays.counts)?;
         let mut actions = readwrite4::<T>(arrays.actions)?;
         let mut flows = readwrite3::<T>(arrays.flows)?;
@@ -141,9 +120,14 @@ impl<T: Mass + Element> Engine<T> {
             flows: flows.as_mut().map(|x| x.as_slice_mut()).transpose()?,
             used,
         };
-        self.advance(py, move |simulator, watch| {
-            simulator.rollout(&policy, n_steps, chain, record, watch)
-        })
+        let call = RolloutCall {
+            py,
+            engine: self,
+            n_steps,
+            chain,
+            record,
+        };
+        policy.apply(py, call)
     }
 
     fn visitation(
@@ -153,7 +137,6 @@ impl<T: Mass + Element> Engine<T> {
         n_draws: usize,
         arrays: VisitationArrays<'_>,
     ) -> PyResult<()> {
-        let policy = policy.view()?;
         let mut counts = arrays.counts.cast::<PyArray3<T>>()?.try_readwrite()?;
         let mut actions = arrays.actions.cast::<PyArray4<T>>()?.try_readwrite()?;
         let mut next_counts = arrays.next_counts.cast::<PyArray3<T>>()?.try_readwrite()?;
@@ -166,11 +149,13 @@ impl<T: Mass + Element> Engine<T> {
             next_counts: next_counts.as_slice_mut()?,
             horizon: horizon.as_slice_mut()?,
         };
-        let mut guard = self.lock()?;
-        let simulator = &mut *guard;
-        leave_watched(py, move |watch| {
-            simulator.visitation(&policy, n_draws, record, watch)
-        })
+        let call = VisitationCall {
+            py,
+            engine: self,
+            n_draws,
+            record,
+        };
+        policy.apply(py, call)
     }
 
     fn reset(&self, py: Python<'_>, seed: Option<u64>) -> PyResult<()> {
@@ -200,6 +185,43 @@ impl<T: Mass + Element> Engine<T> {
         guard.restore(seed, counters);
         guard.get_counts(self.counts.bind(py).try_readwrite()?.as_slice_mut()?);
         Ok(())
+    }
+}
+
+/// A rollout of any policy.
+struct RolloutCall<'a, 'py, T: Mass + Element> {
+    py: Python<'py>,
+    engine: &'a Engine<T>,
+    n_steps: usize,
+    chain: bool,
+    record: Record<'a, T>,
+}
+
+impl<T: Mass + Element> PolicyCall<()> for RolloutCall<'_, '_, T> {
+    fn call<P: TeamPolicy>(self, policy: &P) -> PyResult<()> {
+        let (n_steps, chain, record) = (self.n_steps, self.chain, self.record);
+        self.engine.advance(self.py, move |simulator, watch| {
+            simulator.rollout(policy, n_steps, chain, record, watch)
+        })
+    }
+}
+
+/// Draws from sigma of any policy.
+struct VisitationCall<'a, 'py, T: Mass + Element> {
+    py: Python<'py>,
+    engine: &'a Engine<T>,
+    n_draws: usize,
+    record: VisitationRecord<'a, T>,
+}
+
+impl<T: Mass + Element> PolicyCall<()> for VisitationCall<'_, '_, T> {
+    fn call<P: TeamPolicy>(self, policy: &P) -> PyResult<()> {
+        let (n_draws, record) = (self.n_draws, self.record);
+        let mut guard = self.engine.lock()?;
+        let simulator = &mut *guard;
+        leave_watched(self.py, move |watch| {
+            simulator.visitation(policy, n_draws, record, watch)
+        })
     }
 }
 
