@@ -129,6 +129,17 @@ class Simulator:
         arrays: dict[str, Any],
         used: bool,
     ) -> None: ...
+    def pass_back(
+        self,
+        policy: TabularPolicy | NetworkPolicy | NDArray[np.float64],
+        densities: NDArray[np.float64],
+        restarted: NDArray[np.bool_],
+        costates: NDArray[np.float64],
+        step: float,
+        targets: NDArray[np.float64],
+        values: NDArray[np.float64],
+        probs: NDArray[np.float64],
+    ) -> None: ...
     def visitation(
         self,
         policy: TabularPolicy | NetworkPolicy | NDArray[np.float64],

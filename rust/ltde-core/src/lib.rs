@@ -17,6 +17,7 @@
 //! - [`error`]: what can go wrong
 
 pub mod binomial;
+pub mod costate;
 pub mod energy;
 pub mod error;
 pub mod graph;

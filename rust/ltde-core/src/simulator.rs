@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::costate::{CostateRecord, Segment, pass_back};
 use crate::error::{Error, Result, value_error};
 use crate::initial::DrawAddress;
 use crate::model::Model;
@@ -186,6 +187,20 @@ impl<T: Mass> Simulator<T> {
         for (row, replica) in out.chunks_exact_mut(states).zip(&self.replicas) {
             row.copy_from_slice(replica.now.counts());
         }
+    }
+
+    /// Passes costates back along a recorded segment; see [`crate::costate`].
+    ///
+    /// # Errors
+    /// Those of [`pass_back`].
+    pub fn pass_back<P: TeamPolicy>(
+        &self,
+        policy: &P,
+        segment: Segment<'_>,
+        out: CostateRecord<'_>,
+        watch: &Watch<'_>,
+    ) -> Result<()> {
+        pass_back(&self.model, policy, segment, out, self.pool.as_ref(), watch)
     }
 
     /// Checks that a policy fits the model, the replicas and the kind of mass.

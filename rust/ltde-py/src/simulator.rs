@@ -3,14 +3,15 @@
 use std::process;
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
+use ltde_core::costate::{CostateRecord, Segment};
 use ltde_core::policy::TeamPolicy;
 use ltde_core::population::Mass;
 use ltde_core::record::Record;
 use ltde_core::simulator::{Counters, Simulator};
 use ltde_core::visitation::VisitationRecord;
 use numpy::{
-    Element, PyArray2, PyArray3, PyArray4, PyArrayMethods, PyReadwriteArray2, PyReadwriteArray3,
-    PyReadwriteArray4,
+    Element, PyArray2, PyArray3, PyArray4, PyArrayMethods, PyReadonlyArray2, PyReadonlyArray3,
+    PyReadwriteArray2, PyReadwriteArray3, PyReadwriteArray4, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -206,6 +207,25 @@ impl<T: Mass + Element> PolicyCall<()> for RolloutCall<'_, '_, T> {
     }
 }
 
+/// Costates along a segment under any policy of independent agents.
+struct PassBackCall<'a, 'py, T: Mass + Element> {
+    py: Python<'py>,
+    engine: &'a Engine<T>,
+    segment: Segment<'a>,
+    record: CostateRecord<'a>,
+}
+
+impl<T: Mass + Element> PolicyCall<()> for PassBackCall<'_, '_, T> {
+    fn call<P: TeamPolicy>(self, policy: &P) -> PyResult<()> {
+        let (segment, record) = (self.segment, self.record);
+        let guard = self.engine.lock()?;
+        let simulator = &*guard;
+        leave_watched(self.py, move |watch| {
+            simulator.pass_back(policy, segment, record, watch)
+        })
+    }
+}
+
 /// Draws from sigma of any policy.
 struct VisitationCall<'a, 'py, T: Mass + Element> {
     py: Python<'py>,
@@ -380,6 +400,37 @@ impl PySimulator {
     ) -> PyResult<()> {
         self.check_process()?;
         engine!(self, engine => engine.rollout(py, &policy, n_steps, chain, arrays, used))
+    }
+
+    /// Passes costates back along a segment: densities and costates (T + 1, B, S), restarted
+    /// (T, B); fills targets (T, B, S), values and probs (T, B, S, A).
+    #[allow(clippy::too_many_arguments)]
+    fn pass_back(
+        &self,
+        py: Python<'_>,
+        policy: Policy<'_>,
+        densities: PyReadonlyArray3<'_, f64>,
+        restarted: PyReadonlyArray2<'_, bool>,
+        costates: PyReadonlyArray3<'_, f64>,
+        step: f64,
+        mut targets: PyReadwriteArray3<'_, f64>,
+        mut values: PyReadwriteArray4<'_, f64>,
+        mut probs: PyReadwriteArray4<'_, f64>,
+    ) -> PyResult<()> {
+        self.check_process()?;
+        let segment = Segment {
+            densities: densities.as_slice()?,
+            restarted: restarted.as_slice()?,
+            costates: costates.as_slice()?,
+            n_replicas: restarted.shape()[1],
+            step,
+        };
+        let record = CostateRecord {
+            targets: targets.as_slice_mut()?,
+            values: values.as_slice_mut()?,
+            probs: probs.as_slice_mut()?,
+        };
+        engine!(self, engine => policy.apply(py, PassBackCall { py, engine, segment, record }))
     }
 
     /// Draws from sigma, writing into the arrays of the dict `arrays`.
