@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ltde import _core
 from ltde.arguments import integer, positive, seed_number
+from ltde.compositions import compositions
 from ltde.networks import features, forward, initial_weights
 from ltde.policy import Counts, IndividualPolicy, as_actions, as_counts, draw_actions
 
@@ -643,9 +644,7 @@ class EnergyPolicy(NetworkPolicy):
         counts = torch.from_numpy(checked.counts).to(device)
         density = self._density(checked)
         result = torch.zeros_like(density)
-        masks, group = torch.unique(
-            self.action_mask, dim=0, return_inverse=True
-        )
+        masks, group = torch.unique(self.action_mask, dim=0, return_inverse=True)
         for g, mask in enumerate(masks):
             inside = group == g
             for n in np.unique(checked.counts[..., _numpy(inside)]).tolist():
@@ -741,17 +740,6 @@ def _stirling_tail(x: Tensor) -> Tensor:
     y = 1.0 / (x * x)
     series = (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y / 1188)))) / x
     return torch.where(x < 16.0, direct, series)
-
-
-def compositions(n: int, parts: int) -> NDArray[np.int64]:
-    """Return all divisions of `n` into `parts` counts, `(C(n + parts - 1, parts - 1), parts)`."""
-    if parts == 1:
-        return np.array([[n]], dtype=np.int64)
-    blocks = []
-    for first in range(n + 1):
-        rest = compositions(n - first, parts - 1)
-        blocks.append(np.column_stack([np.full(len(rest), first), rest]))
-    return np.concatenate(blocks)
 
 
 def _softmax(logits: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
