@@ -9,7 +9,9 @@ __all__ = ["compositions"]
 
 
 def compositions(n: int, k: int) -> NDArray[np.int64]:
-    """Return all rows of `k` counts that sum to `n`, `(C(n + k - 1, k - 1), k)`, in lexicographic order.
+    """Return all rows of `k` counts that sum to `n`, `(C(n + k - 1, k - 1), k)`.
+
+    The order is lexicographic.
 
     Parameters
     ----------
