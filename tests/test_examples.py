@@ -140,3 +140,18 @@ def test_agents_one_by_one_and_counts_agree():
     assert abs(count.sum() - 60) < 0.1
     assert (np.abs(agent - count) <= 4.5 * np.hypot(agent_error, count_error) + 0.02).all()
     assert np.ptp(count) > 3  # the stations differ, so that agreement means something
+
+
+@needs_examples
+def test_the_decay_profile_suggests_a_radius(tmp_path):
+    picture = tmp_path / "decay.png"
+    printed = run("decay_profile.py", "--plot", str(picture))
+    pattern = rf"^\s*\d\s+{NUMBER} \+- {NUMBER}\s+{NUMBER} \+- {NUMBER}$"
+    table = np.array(re.findall(pattern, printed, re.M), dtype=float)
+    assert table.shape == (7, 4)
+    assert table[-1, 0] < 0.05 * table[0, 0]
+    assert (table[:, 0] < table[:, 2]).all()
+    suggested = dict(re.findall(r"discount (\S+): k = (\d)", printed))
+    assert suggested.keys() == {"0.7", "0.9"}
+    assert suggested["0.7"] < suggested["0.9"]
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -323,7 +323,7 @@ def test_lemma_4_1_policy_gradient_by_finite_differences(index, family):
         tolerance = 1e-6 * size(gradient)
         assert slope == pytest.approx((gradient * unit).sum(), abs=tolerance)
         for mutant in wrong.values() if direction is whole else ():
-            assert abs(slope - (mutant * unit).sum()) > 100 * tolerance
+            assert abs(slope - (mutant * unit).sum()) > 30 * tolerance
     # V in the place of Q has no gradient: the score is centred.
     baseline = given_mu(x, x.Q)[:, None, None, None] * scores(x)
     np.testing.assert_allclose(expected(x, baseline), 0.0, **EXACT)
@@ -420,7 +420,8 @@ def test_eq_4_3_two_layer_network(index):
     energy = x.policy.log_weight(x.counts, x.teams).detach().numpy() / x.policy.tau
     np.testing.assert_allclose(energy, np.where(x.counts > 0, value, 0.0), rtol=0.0, atol=1e-12)
     ones = forward(torch.from_numpy(zeta), x.policy.theta, torch.ones_like(x.policy.b))
-    assert value.min() < 0.0 <= ones.min()
+    assert ones.min() >= 0.0
+    assert np.abs(value - ones.detach().numpy()).max() > 0.01
     # The softmax family reads the same network at h = e_a.
     y = solve(index, "softmax")
     outputs = y.policy.outputs(y.counts).detach().numpy()

@@ -19,14 +19,16 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
     return int(value)
 
 
-def positive(name: str, value: Any) -> float:
-    """Return `value` as a finite number > 0."""
+def positive(name: str, value: Any, high: float = 1e50) -> float:
+    """Return `value` as a number in (0, high]."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.integer, np.floating)
     ):
         raise TypeError(f"{name}: expected a number > 0, got {value!r}")
     if not 0.0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+    if value > high:
+        raise ValueError(f"{name}: at most {high:g}, got {value}")
     return float(value)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ __all__ = ["features", "forward", "initial_weights"]
 def initial_weights(
     shape: tuple[int, int, int], *, symmetric: bool, seed: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Draw `W` and `b` as Algorithms 1 and 2 do, from a generator of their own.
+    """Draw `W` and `b` as Algorithms 1 and 2 do, from a generator of NumPy of their own.
 
     Parameters
     ----------
@@ -23,7 +24,7 @@ def initial_weights(
     symmetric
         The second half of the neurons copies the first with `b` negated, so that `f = 0`.
     seed
-        Seed of the generator.
+        Seed of the generator, an integer >= 0.
     dtype
         Of the result.
 
@@ -34,12 +35,10 @@ def initial_weights(
     """
     states, width, inputs = shape
     drawn = width // 2 if symmetric else width
-    generator = torch.Generator().manual_seed(seed)
-    weights = (
-        torch.randn((states, drawn, inputs), generator=generator, dtype=torch.float64)
-        / float(inputs) ** 0.5
-    )
-    signs = torch.randint(0, 2, (states, drawn), generator=generator).double() * 2.0 - 1.0
+    rng = np.random.default_rng(seed)
+    drawn_weights = rng.standard_normal((states, drawn, inputs)) / inputs**0.5
+    weights = torch.from_numpy(drawn_weights)
+    signs = torch.from_numpy(2.0 * rng.integers(0, 2, (states, drawn)) - 1.0)
     if symmetric:
         weights = torch.cat([weights, weights], dim=1)
         signs = torch.cat([signs, -signs], dim=1)

@@ -65,9 +65,7 @@ class NetworkPolicy(nn.Module):
         self.density_scale = positive("density_scale", density_scale)
         self.input_scale = positive("input_scale", input_scale)
         shape = (model.n_states, width, 1 + model.n_actions)
-        theta, b = initial_weights(
-            shape, symmetric=symmetric, seed=seed_number(seed) % 2**63, dtype=dtype
-        )
+        theta, b = initial_weights(shape, symmetric=symmetric, seed=seed_number(seed), dtype=dtype)
         self.theta = nn.Parameter(theta)
         self.register_buffer("b", b)
         self.register_buffer("action_mask", torch.from_numpy(model.action_mask.copy()))
@@ -75,17 +73,17 @@ class NetworkPolicy(nn.Module):
     @property
     def n_states(self) -> int:
         """Number of states `S`."""
-        return int(self.theta.shape[0])
+        return int(self.b.shape[0])
 
     @property
     def width(self) -> int:
         """Width `M` of the networks."""
-        return int(self.theta.shape[1])
+        return int(self.b.shape[1])
 
     @property
     def n_actions(self) -> int:
         """Number of actions `A`."""
-        return int(self.theta.shape[2]) - 1
+        return int(self.action_mask.shape[1])
 
     @property
     def stationary(self) -> bool:
@@ -117,9 +115,10 @@ class NetworkPolicy(nn.Module):
     @property
     def _core(self) -> _core.NetworkPolicy:
         """The view that the core reads; shares the memory of CPU parameters."""
+        self._check()
         return _core.NetworkPolicy(
             _numpy(self.theta),
-            _numpy(self.b),
+            _numpy(self.b.to(self.theta.dtype)),
             _numpy(self.action_mask),
             self.tau,
             self.density_scale,
@@ -133,7 +132,19 @@ class NetworkPolicy(nn.Module):
 
     def _wide(self) -> tuple[Tensor, Tensor]:
         """Return `theta` and `b` in float64, differentiable."""
+        self._check()
         return self.theta.double(), self.b.double()
+
+    def _check(self) -> None:
+        """Refuse parameters that were replaced by others that do not fit."""
+        theta, shape = self.theta, (*self.b.shape, 1 + self.action_mask.shape[1])
+        if theta.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"theta: expected float32 or float64, got {theta.dtype}")
+        if tuple(theta.shape) != shape:
+            raise ValueError(f"theta: expected shape {shape}, got {tuple(theta.shape)}")
+        if not bool(self.action_mask.any(-1).all()):
+            s = int((~self.action_mask.any(-1)).nonzero()[0])
+            raise ValueError(f"action_mask[{s}]: forbids every action of state {s}")
 
     def _density(self, checked: Counts) -> Tensor:
         """Return `input_scale * density_scale * mu(s)`, `(..., S)` in float64."""
@@ -222,8 +233,7 @@ class SoftmaxPolicy(NetworkPolicy):
         Tensor
             `(..., S, A)` in float64, differentiable in `theta`; 0 for masked actions.
         """
-        logits = self.tau * self.outputs(counts, n_agents)
-        return torch.softmax(logits.masked_fill(~self.action_mask, -math.inf), dim=-1)
+        return torch.softmax(self._logits(counts, n_agents), dim=-1)
 
     def log_prob(
         self, counts: ArrayLike, actions: ArrayLike, n_agents: ArrayLike | None = None
@@ -247,7 +257,8 @@ class SoftmaxPolicy(NetworkPolicy):
         """
         checked = as_counts(counts, self.n_states, n_agents)
         team = _tensor(as_actions(actions, checked, self.n_actions), self.theta.device)
-        return multinomial_log_prob(team, self.mean_action(checked.counts, checked.total))
+        logits = self._logits(checked.counts, checked.total)
+        return multinomial_log_prob(team, torch.log_softmax(logits, dim=-1))
 
     def score(
         self, counts: ArrayLike, actions: ArrayLike, n_agents: ArrayLike | None = None
@@ -293,6 +304,11 @@ class SoftmaxPolicy(NetworkPolicy):
 
         return individual
 
+    def _logits(self, counts: ArrayLike, n_agents: ArrayLike | None) -> Tensor:
+        """Return `tau f` of the allowed actions and `-inf` for the others."""
+        logits = self.tau * self.outputs(counts, n_agents)
+        return logits.masked_fill(~self.action_mask, -math.inf)
+
     def _inputs(self, checked: Counts) -> Tensor:
         """Return the inputs `theta_m . (mu(s), e_a)` of the neurons, `(..., S, M, A)`."""
         theta, _ = self._wide()
@@ -313,7 +329,7 @@ class ChainReport:
     independent_acceptance, exchange_acceptance
         Accepted fraction of the two kinds of moves.
     effective_sample_size
-        Of `h(s)`, the least over the actions, out of `n_moves` (Geyer's initial sequence).
+        Of `h(s)`, the least over the actions, at most `n_moves` (Geyer's initial sequence).
     n_moves
         Moves of the chain.
     mean_action
@@ -352,7 +368,8 @@ class EnergyPolicy(NetworkPolicy):
 
     Notes
     -----
-    Its cost for one team is up to `enumeration_limit` times `M`, whatever `n(s)`.
+    Its cost for one team is up to `enumeration_limit` times `M`, whatever `n(s)`. Ctrl-C is heard
+    between the draws of two blocks of 64 states, so large limits make it wait.
     """
 
     def __init__(
@@ -583,7 +600,7 @@ class EnergyPolicy(NetworkPolicy):
         n_agents
             `N`; None takes `n`.
         n_moves
-            Moves of the chain.
+            Moves of the chain that are looked at, after a tenth as many that are not.
         seed
             Seed of the chain.
 
@@ -596,19 +613,21 @@ class EnergyPolicy(NetworkPolicy):
         n = integer("n", n, 1, 2**53 + 1)
         total = n if n_agents is None else integer("n_agents", n_agents, n, 2**53 + 1)
         moves = integer("n_moves", n_moves, 1, 2**31)
-        counts = np.zeros((moves, self.n_actions), np.int64)
-        energy = np.zeros(moves)
+        burn_in = moves // 10
+        counts = np.zeros((burn_in + moves, self.n_actions), np.int64)
+        energy = np.zeros(len(counts))
         attempts, exact, proposed, accepted, exchanges, exchanged = self._core.trace(
             state, n / total, n, seed_number(seed), counts, energy
         )
-        h = counts / n
-        allowed = _numpy(self.action_mask)[state]
+        h = counts[burn_in:] / n
+        allowed = np.flatnonzero(_numpy(self.action_mask)[state])
+        sizes = [_effective_size(h[:, a]) for a in allowed]
         return ChainReport(
             rejection_attempts=attempts,
             exact=exact,
             independent_acceptance=accepted / max(proposed, 1),
             exchange_acceptance=exchanged / max(exchanges, 1),
-            effective_sample_size=min(_effective_size(h[:, a]) for a in np.flatnonzero(allowed)),
+            effective_sample_size=max(1.0, min(sizes)) if len(sizes) > 1 else float(moves),
             n_moves=moves,
             mean_action=h.mean(axis=0),
         )
@@ -629,7 +648,9 @@ class EnergyPolicy(NetworkPolicy):
         phi = np.zeros((len(rows), states, self.width, 1 + self.n_actions))
         exact = np.zeros((len(rows), states), dtype=np.bool_)
         totals = checked.total.reshape(-1)
-        self._core.means(rows, totals, seed_number(seed), action, phi, exact)
+        seed = seed_number(seed)
+        if rows.size:
+            self._core.means(rows, totals, seed, action, phi, exact)
         device = self.theta.device
         return (
             torch.from_numpy(action.reshape(*lead, *action.shape[1:])).to(device),
@@ -654,10 +675,16 @@ class EnergyPolicy(NetworkPolicy):
                 where = ((counts == n) & inside).nonzero(as_tuple=True)
                 states = where[-1]
                 h = self.input_scale * torch.from_numpy(outcomes / n).to(device)
-                z = torch.einsum("ca,pma->pcm", h, theta[states, :, 1:])
-                z = z + (density[where].unsqueeze(-1) * theta[states, :, 0]).unsqueeze(1)
-                energy = torch.einsum("pcm,pm->pc", z.relu(), b[states]) / self.width**0.5
-                result = result.index_put(where, torch.logsumexp(self.tau * energy, dim=-1))
+                parts = []
+                # (teams, outcomes, M) numbers at a time
+                chunk = max(1, 2**18 // (len(outcomes) * self.width))
+                groups = torch.split(states, chunk), torch.split(density[where], chunk)
+                for at, x in zip(*groups, strict=True):
+                    z = torch.einsum("ca,pma->pcm", h, theta[at, :, 1:])
+                    z = z + (x.unsqueeze(-1) * theta[at, :, 0]).unsqueeze(1)
+                    energy = torch.einsum("pcm,pm->pc", z.relu(), b[at]) / self.width**0.5
+                    parts.append(torch.logsumexp(self.tau * energy, dim=-1))
+                result = result.index_put(where, torch.cat(parts))
         return result
 
     def _outcomes(self, n: int, allowed: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -709,23 +736,32 @@ class _Frozen:
         return _softmax(tau / n * output, self.mask[state])
 
 
-def multinomial_log_prob(team: Tensor, pi: Tensor) -> Tensor:
+def multinomial_log_prob(team: Tensor, log_pi: Tensor) -> Tensor:
     """Return the log of the multinomial probability (3.2) of `team` under `pi`, both `(..., A)`.
 
-    Deviances `c log(n p / c)` and Stirling tails (Loader, 2000): no factorial, and no cancellation
-    of large logarithms.
+    Deviances `c log(c / n pi) + n pi - c` and Stirling tails (Loader, 2000): no factorial, and an
+    error that grows with `|c - n pi|`, not with `n`.
     """
     n = team.sum(-1, keepdim=True)
     taken = team > 0
+    impossible = (taken & (log_pi == -math.inf)).any(-1)
+    log_pi = log_pi.masked_fill(log_pi == -math.inf, -1e6)
+    expected = n * log_pi.exp()
     c = torch.where(taken, team, torch.ones_like(team))
-    expected = torch.where(taken, n * pi, c)
-    deviance = (c * torch.log1p((expected - c) / c)).sum(-1)
-    tails = torch.where(taken, _stirling_tail(c), torch.zeros_like(c)).sum(-1)
-    spread = torch.where(taken, 0.5 * torch.log(2.0 * math.pi * c), torch.zeros_like(c)).sum(-1)
-    n = n.squeeze(-1)
     one = torch.where(n > 0, n, torch.ones_like(n))
-    whole = _stirling_tail(one) + 0.5 * torch.log(2.0 * math.pi * one)
-    return deviance + torch.where(n > 0, whole, torch.zeros_like(whole)) - tails - spread
+    away = (expected - c) / c
+    near = away.abs() < 0.5
+    close = c * (away - torch.log1p(torch.where(near, away, torch.zeros_like(away))))
+    far = c * (torch.log(c) - torch.log(one) - log_pi) + (expected - c)
+    deviance = torch.where(taken, torch.where(near, close, far), expected).sum(-1)
+    spread = torch.where(taken, _stirling(c), torch.zeros_like(c)).sum(-1)
+    whole = torch.where(n > 0, _stirling(one), torch.zeros_like(one)).squeeze(-1)
+    return (whole - spread - deviance).masked_fill(impossible, -math.inf)
+
+
+def _stirling(x: Tensor) -> Tensor:
+    """Return `log x! - (x log x - x)` for `x >= 1`."""
+    return _stirling_tail(x) + 0.5 * torch.log(2.0 * math.pi * x)
 
 
 def _stirling_tail(x: Tensor) -> Tensor:
@@ -754,14 +790,14 @@ def _effective_size(x: NDArray[np.float64]) -> float:
     centred = x - x.mean()
     variance = float(centred @ centred) / n
     if variance == 0.0:
-        return float(n)
+        return 1.0  # a chain that never moved says nothing
     size = 1 << (2 * n - 1).bit_length()
     spectrum = np.fft.rfft(centred, size)
     correlation = np.fft.irfft(spectrum * spectrum.conj(), size)[:n] / (n * variance)
     pairs = correlation[: n - n % 2].reshape(-1, 2).sum(axis=1)
     negative = np.flatnonzero(pairs <= 0.0)
     time = 2.0 * float(pairs[: negative[0] if len(negative) else None].sum()) - 1.0
-    return n / max(time, 1.0 / n)
+    return min(float(n), n / max(time, 1.0))
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:

@@ -77,21 +77,42 @@ def as_counts(
         raise TypeError(f"counts: expected integers, got dtype {array.dtype}")
     if array.ndim < 1 or array.shape[-1] != n_states:
         raise ValueError(f"counts: expected shape (..., {n_states}), got {array.shape}")
-    wrong = ~(array >= 0)
-    if wrong.any():
-        index = np.unravel_index(int(wrong.argmax()), array.shape)
-        place = ", ".join(map(str, index))
-        raise ValueError(f"counts[{place}]: expected a number >= 0, got {array[index]}")
+    for wrong, expected in (
+        (~(array >= 0), "expected a number >= 0"),
+        (array > 2**53, "at most 2^53"),
+    ):
+        if wrong.any():
+            index = np.unravel_index(int(wrong.argmax()), array.shape)
+            raise ValueError(f"counts{_place(index)}: {expected}, got {array[index]}")
     kind = np.float64 if array.dtype.kind == "f" else np.int64
+    checked = np.require(array, kind, ["C_CONTIGUOUS", "WRITEABLE"])
     if n_agents is None:
-        total = array.sum(axis=-1, keepdims=True).astype(np.float64)
+        total = checked.sum(axis=-1, keepdims=True, dtype=np.float64)
         # a row without agents has densities 0
         total = np.where(total > 0, total, 1.0)
     else:
-        total = np.broadcast_to(np.asarray(n_agents, np.float64), (*array.shape[:-1], 1))
-        if not (total > 0).all():
-            raise ValueError(f"n_agents: expected a number > 0, got {n_agents}")
-    return Counts(np.ascontiguousarray(array, kind), np.ascontiguousarray(total))
+        total = _totals(n_agents, (*array.shape[:-1], 1))
+    return Counts(checked, np.ascontiguousarray(total))
+
+
+def _totals(n_agents: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Check numbers of agents: one for all rows, or `(..., 1)`."""
+    array = np.asarray(n_agents)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"n_agents: expected a number, got {n_agents!r}")
+    if array.ndim and array.shape != shape:
+        raise ValueError(f"n_agents: expected a number or shape {shape}, got {array.shape}")
+    wrong = ~(array > 0)
+    if wrong.any():
+        index = np.unravel_index(int(wrong.argmax()), array.shape)
+        place = _place(index) if array.ndim else ""
+        raise ValueError(f"n_agents{place}: expected a number > 0, got {array[index]}")
+    return np.broadcast_to(array.astype(np.float64), shape)
+
+
+def _place(index: tuple[np.intp, ...]) -> str:
+    """Write an index as the caller would."""
+    return f"[{', '.join(map(str, index))}]"
 
 
 def as_actions(actions: ArrayLike, checked: Counts, n_actions: int) -> NDArray[np.int64]:
@@ -102,15 +123,17 @@ def as_actions(actions: ArrayLike, checked: Counts, n_actions: int) -> NDArray[n
     expected = (*checked.counts.shape, n_actions)
     if array.shape != expected:
         raise ValueError(f"actions: expected shape {expected}, got {array.shape}")
-    wrong = (array < 0).any(axis=-1) | (array.sum(axis=-1) != checked.counts)
+    counts = checked.counts
+    # numbers above the count are refused before their sum could wrap
+    wrong = ((array < 0) | (array > counts[..., None])).any(axis=-1)
+    wrong |= array.sum(axis=-1, dtype=np.float64) != counts
     if wrong.any():
         index = np.unravel_index(int(wrong.argmax()), wrong.shape)
-        place = ", ".join(map(str, index))
         raise ValueError(
-            f"actions[{place}]: expected numbers >= 0 that sum to counts = "
-            f"{checked.counts[index]}, got {array[index].tolist()}"
+            f"actions{_place(index)}: expected numbers >= 0 that sum to counts = "
+            f"{counts[index]}, got {array[index].tolist()}"
         )
-    return np.ascontiguousarray(array, np.int64)
+    return np.require(array, np.int64, ["C_CONTIGUOUS", "WRITEABLE"])
 
 
 def draw_actions(core: Any, checked: Counts, n_actions: int, seed: int) -> NDArray[np.int64]:
@@ -118,7 +141,9 @@ def draw_actions(core: Any, checked: Counts, n_actions: int, seed: int) -> NDArr
     shape = checked.counts.shape
     rows = checked.counts.reshape(-1, shape[-1])
     out = np.zeros((*rows.shape, n_actions), np.int64)
-    _core.sample_actions(core, rows, checked.total.reshape(-1), seed_number(seed), out)
+    seed = seed_number(seed)
+    if rows.size:
+        _core.sample_actions(core, rows, checked.total.reshape(-1), seed, out)
     return out.reshape(*shape, n_actions)
 
 
@@ -251,9 +276,9 @@ class TabularPolicy:
 
         table = self._stationary_table()
         team = as_actions(actions, as_counts(counts, len(table), n_agents), table.shape[-1])
-        pi = torch.from_numpy(table / table.sum(axis=-1, keepdims=True))
+        log_pi = torch.from_numpy(table / table.sum(axis=-1, keepdims=True)).log()
         log_prob: NDArray[np.float64] = multinomial_log_prob(
-            torch.from_numpy(team).double(), pi
+            torch.from_numpy(team).double(), log_pi
         ).numpy()
         return log_prob
 

@@ -12,7 +12,7 @@
 //! maximum over the simplex at a vertex. The smallest of those maxima, T taken at the centre and
 //! at each vertex, is U.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::math::exp_nonpositive;
 use crate::model::Model;
 use crate::multinomial::Scratch;
@@ -20,6 +20,7 @@ use crate::network::Networks;
 use crate::policy::{Cell, TeamPolicy};
 use crate::rng::{Rng, Words};
 use crate::softmax::Reading;
+use crate::watch::Watch;
 
 /// How the law is drawn from.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +56,9 @@ pub struct ChainReport {
 
 /// Moves over which a mean is taken, in moves of one draw.
 const MEAN: u32 = 16;
+
+/// Moves between two looks at whether to go on.
+const LOOK: u32 = 256;
 
 /// Number of ways to divide n agents over `actions` actions, C(n + A - 1, A - 1), or `u64::MAX`
 /// if it does not fit.
@@ -338,7 +342,7 @@ impl<'a, F: Copy + Into<f64>> EnergyPolicy<'a, F> {
         let all = self.networks.inputs() - 1;
         let mask = &self.reading.mask[s * all..][..all];
         let actions = mask.iter().filter(|&&allowed| allowed).count();
-        n_compositions(n, actions) <= self.effort.limit
+        actions == 1 || n_compositions(n, actions) <= self.effort.limit
     }
 
     /// Draws c(s, .) of n > 0 agents into `out` (A,), and says how.
@@ -372,15 +376,20 @@ impl<'a, F: Copy + Into<f64>> EnergyPolicy<'a, F> {
 
     /// E[h(s)] (A,) and E[phi_theta(mu(s), h(s))] (M, d) for n > 0 agents, phi as in Eq. (4.6):
     /// exact by enumeration, else the mean over a chain.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    #[allow(clippy::too_many_arguments)]
     pub fn means<R: Words>(
         &self,
         s: usize,
         density: f64,
         n: u64,
         rng: &mut R,
+        watch: &Watch<'_>,
         action: &mut [f64],
         feature: &mut [f64],
-    ) -> ChainReport {
+    ) -> Result<ChainReport> {
         let law = self.law(s, density, n);
         let (actions, inputs) = (law.actions.len(), self.networks.inputs());
         let mut report = ChainReport::default();
@@ -411,7 +420,10 @@ impl<'a, F: Copy + Into<f64>> EnergyPolicy<'a, F> {
                 }
             }
             let moves = MEAN * self.effort.moves.max(1);
-            for _ in 0..moves {
+            for i in 0..moves {
+                if i % LOOK == 0 && watch.tick_here() {
+                    return Err(Error::Interrupted);
+                }
                 chain.step(rng);
                 tally(1.0 / f64::from(moves), &chain.counts, &chain.z);
             }
@@ -432,11 +444,15 @@ impl<'a, F: Copy + Into<f64>> EnergyPolicy<'a, F> {
                 row[1 + a] = scale * sign * unit * mass;
             }
         }
-        report
+        Ok(report)
     }
 
     /// Runs a chain of `moves` moves whatever the size of the law, and hands `each` the counts of
     /// the allowed actions and tau f after every move.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    #[allow(clippy::too_many_arguments)]
     pub fn trace<R: Words>(
         &self,
         s: usize,
@@ -444,11 +460,15 @@ impl<'a, F: Copy + Into<f64>> EnergyPolicy<'a, F> {
         n: u64,
         moves: u64,
         rng: &mut R,
+        watch: &Watch<'_>,
         mut each: impl FnMut(u64, usize, u64, f64),
-    ) -> ChainReport {
+    ) -> Result<ChainReport> {
         let law = self.law(s, density, n);
         let mut chain = Chain::start(&law, self.effort.attempts, rng);
         for i in 0..moves {
+            if i % u64::from(LOOK) == 0 && watch.tick_here() {
+                return Err(Error::Interrupted);
+            }
             if law.actions.len() > 1 {
                 chain.step(rng);
             }
@@ -456,7 +476,7 @@ impl<'a, F: Copy + Into<f64>> EnergyPolicy<'a, F> {
                 each(i, a, c, chain.energy);
             }
         }
-        chain.report
+        Ok(chain.report)
     }
 }
 

@@ -239,11 +239,11 @@ impl PyNetworkPolicy {
                 *exact = match (n, &view) {
                     (0, _) => true,
                     (_, View::Energy32(policy)) => {
-                        policy.means(s, density, n, &mut rng, action, feature);
+                        policy.means(s, density, n, &mut rng, watch, action, feature)?;
                         policy.is_exact(s, n)
                     }
                     (_, View::Energy64(policy)) => {
-                        policy.means(s, density, n, &mut rng, action, feature);
+                        policy.means(s, density, n, &mut rng, watch, action, feature)?;
                         policy.is_exact(s, n)
                     }
                     _ => return Err(not_energy("means")),
@@ -272,7 +272,7 @@ impl PyNetworkPolicy {
         let moves = energy.len() as u64;
         let arrays = self.borrow(py)?;
         let view = self.view(&arrays)?;
-        let report: ChainReport = leave_watched(py, |_| {
+        let report: ChainReport = leave_watched(py, |watch| {
             let mut rng = stream(seed, 0, state);
             let each = |i: u64, a: usize, c: u64, e: f64| {
                 counts[i as usize * actions + a] = c as i64;
@@ -280,10 +280,10 @@ impl PyNetworkPolicy {
             };
             match &view {
                 View::Energy32(policy) => {
-                    Ok(policy.trace(state, density, n, moves, &mut rng, each))
+                    policy.trace(state, density, n, moves, &mut rng, watch, each)
                 }
                 View::Energy64(policy) => {
-                    Ok(policy.trace(state, density, n, moves, &mut rng, each))
+                    policy.trace(state, density, n, moves, &mut rng, watch, each)
                 }
                 _ => Err(not_energy("trace")),
             }
