@@ -702,9 +702,10 @@ def test_eq_4_10_truncation_bound(index, family, discount):
     """||g_s - grad_s J||_2 <= 2 tau |S| c_k / (1 - gamma), times max n(s) for the softmax family.
 
     Implicit: rewards of both signs need their span D for r_max, and even k the exponent ceil(k/2)
-    (DESIGN 2.2); the constant c_0 is not universal, it holds the c of the decay property. Sharper,
-    with Cauchy-Schwarz and Jung's theorem (variance at most half the squared diameter 1 of the
-    features): 2 may be replaced by 2^-1/2, and then max n(s) by (E_sigma n(s))^1/2.
+    (docs/corrections.md, section 2); the constant c_0 is not universal, it holds the c of the decay
+    property. Sharper, with Cauchy-Schwarz and Jung's theorem (variance at most half the squared
+    diameter 1 of the features): 2 may be replaced by 2^-1/2, and then max n(s) by
+    (E_sigma n(s))^1/2.
 
     The right side is far from sharp on random systems. Largest error over right side, at k = 0, 1,
     2, 3: 6e-4, 1e-4, 6e-6, 2e-7 (energy), 3e-4, 5e-5, 2e-6, 1e-7 (softmax); 0 from the diameter on.
