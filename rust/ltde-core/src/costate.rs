@@ -238,10 +238,14 @@ impl<'a, P: TeamPolicy> Passing<'a, P> {
         for (m, &j) in mu.iter_mut().zip(row) {
             *m = density[j as usize];
         }
-        if let Some(i) = shift {
-            mu[i] += self.segment.step;
-        }
-        if let Err(fault) = model.local(y, mu, prob, &mut self.reward) {
+        let played = match shift {
+            Some(i) => {
+                mu[i] += self.segment.step;
+                model.local_within((f64::MIN, f64::MAX), y, mu, prob, &mut self.reward)
+            }
+            None => model.local(y, mu, prob, &mut self.reward),
+        };
+        if let Err(fault) = played {
             return Err(Error::Model(ModelError {
                 fault,
                 replica: self.replica,

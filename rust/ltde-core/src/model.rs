@@ -281,6 +281,20 @@ impl Model {
         prob: &mut [f64],
         reward: &mut [f64],
     ) -> std::result::Result<(), Fault> {
+        self.local_within(self.reward_range, s, mu, prob, reward)
+    }
+
+    /// As [`Model::local`], with another range of rewards: densities that no population has, such
+    /// as those of one more agent, may give rewards outside that of the model.
+    #[inline(always)]
+    pub(crate) fn local_within(
+        &self,
+        reward_range: (f64, f64),
+        s: usize,
+        mu: &[f64],
+        prob: &mut [f64],
+        reward: &mut [f64],
+    ) -> std::result::Result<(), Fault> {
         let range = self.graph.range(s);
         prob.fill(0.0);
         reward.fill(0.0);
@@ -289,17 +303,23 @@ impl Model {
         self.local
             .evaluate(s, mu, node, edge, prob, reward)
             .map_err(|Raised| Fault::Raised)?;
-        if self.is_sound(s, mu.len(), prob, reward) {
+        if self.is_sound(reward_range, s, mu.len(), prob, reward) {
             Ok(())
         } else {
-            self.check_rows(s, mu.len(), prob, reward)
+            self.check_rows(reward_range, s, mu.len(), prob, reward)
         }
     }
 
     /// Whether all rows are sound beyond doubt: the quick form of [`Model::check_rows`].
     #[inline(always)]
-    fn is_sound(&self, s: usize, degree: usize, prob: &[f64], reward: &[f64]) -> bool {
-        let (lo, hi) = self.reward_range;
+    fn is_sound(
+        &self,
+        (lo, hi): (f64, f64),
+        s: usize,
+        degree: usize,
+        prob: &[f64],
+        reward: &[f64],
+    ) -> bool {
         let rows = prob.chunks_exact(degree);
         let mut signs = 0;
         for ((row, &r), &allowed) in rows.zip(reward).zip(self.allowed(s)) {
@@ -319,12 +339,12 @@ impl Model {
     #[cold]
     fn check_rows(
         &self,
+        range: (f64, f64),
         s: usize,
         degree: usize,
         prob: &[f64],
         reward: &[f64],
     ) -> std::result::Result<(), Fault> {
-        let (lo, hi) = self.reward_range;
         for (action, row) in prob.chunks_exact(degree).enumerate() {
             if !self.allowed(s)[action] {
                 continue;
@@ -334,11 +354,11 @@ impl Model {
                 return Err(self.row_fault(s, action, row, sum));
             }
             let value = reward[action];
-            if !(value >= lo && value <= hi) {
+            if !(value >= range.0 && value <= range.1) {
                 return Err(Fault::Reward {
                     action,
                     value,
-                    range: self.reward_range,
+                    range,
                 });
             }
         }

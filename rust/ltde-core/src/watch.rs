@@ -45,7 +45,7 @@ impl<'a> Watch<'a> {
         self.stopped()
     }
 
-    /// As [`Watch::tick`], on the calling thread.
+    /// Called now and then on the calling thread; true if the work should be abandoned.
     #[inline]
     pub fn tick_here(&self) -> bool {
         let ticks = self.ticks.load(Ordering::Relaxed).wrapping_add(1);
