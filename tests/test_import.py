@@ -29,7 +29,7 @@ import sys
 import ltde
 print(*(name for name in '{heavy}'.split() if name in sys.modules), "-")
 ltde.Graph.ring(3).balls(1), ltde.TabularPolicy([[1.0]])
-neural = 'ChainReport', 'EnergyPolicy', 'SoftmaxPolicy'
+neural = 'ChainReport EnergyPolicy LTDENeuralAC SoftmaxPolicy TrainingDiverged TrainingResult'
 [getattr(ltde, name) for name in ltde.__all__ if name not in neural]
 print(*(name for name in '{heavy}'.split() if name in sys.modules), "-")
 import numba

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ltde.agents import AgentRollout as AgentRollout
     from ltde.agents import AgentSimulator as AgentSimulator
     from ltde.agents import AgentStep as AgentStep
+    from ltde.config import Config as Config
+    from ltde.evaluation import Evaluation as Evaluation
+    from ltde.evaluation import evaluate as evaluate
     from ltde.graph import Balls as Balls
     from ltde.graph import Graph as Graph
     from ltde.initial import DirichletInitial as DirichletInitial
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from ltde.simulator import Simulator as Simulator
     from ltde.simulator import Step as Step
     from ltde.simulator import Visitation as Visitation
+    from ltde.trainer import LTDENeuralAC as LTDENeuralAC
+    from ltde.trainer import TrainingDiverged as TrainingDiverged
+    from ltde.trainer import TrainingResult as TrainingResult
 
 _HOME = {
     "AgentRollout": "agents",
@@ -38,11 +44,14 @@ _HOME = {
     "AgentStep": "agents",
     "Balls": "graph",
     "ChainReport": "neural_policy",
+    "Config": "config",
     "DirichletInitial": "initial",
     "EnergyPolicy": "neural_policy",
+    "Evaluation": "evaluation",
     "FunctionPolicy": "policy",
     "Graph": "graph",
     "IndividualPolicy": "policy",
+    "LTDENeuralAC": "trainer",
     "ModelError": "_core",
     "NetworkedModel": "model",
     "Rollout": "simulator",
@@ -50,8 +59,11 @@ _HOME = {
     "SoftmaxPolicy": "neural_policy",
     "Step": "simulator",
     "TabularPolicy": "policy",
+    "TrainingDiverged": "trainer",
+    "TrainingResult": "trainer",
     "Visitation": "simulator",
     "__version__": "_core",
+    "evaluate": "evaluation",
 }
 
 _MODULES = ("diagnostics", "exact")

@@ -297,9 +297,7 @@ class SoftmaxPolicy(NetworkPolicy):
         tau, unit, scale = self.tau, self.input_scale, self.density_scale
 
         def individual(state: int, density: float, /) -> NDArray[np.float64]:
-            row = theta[state].astype(np.float64)
-            z = unit * (scale * density * row[:, :1] + row[:, 1:])
-            output = b[state] @ np.maximum(z, 0.0) / len(z) ** 0.5
+            output = _at_vertices(theta[state], b[state], scale * density, unit)
             return _softmax(tau * output, mask[state])
 
         return individual
@@ -704,7 +702,6 @@ class _Frozen:
     """A copy of the weights of an `EnergyPolicy`, for its individual policies."""
 
     def __init__(self, policy: EnergyPolicy) -> None:
-        self.policy = policy
         self.theta, self.b, self.mask = (
             _numpy(x).copy() for x in (policy.theta, policy.b, policy.action_mask)
         )
@@ -730,9 +727,7 @@ class _Frozen:
     def dirac(self, state: int, density: float, n: int) -> NDArray[np.float64]:
         """Return `Pi_s(delta_a)^(1 / n)`, normalised."""
         tau, scale, unit = self.scales
-        row = self.theta[state].astype(np.float64)
-        z = unit * (scale * density * row[:, :1] + row[:, 1:])
-        output = self.b[state] @ np.maximum(z, 0.0) / len(z) ** 0.5
+        output = _at_vertices(self.theta[state], self.b[state], scale * density, unit)
         return _softmax(tau / n * output, self.mask[state])
 
 
@@ -776,6 +771,16 @@ def _stirling_tail(x: Tensor) -> Tensor:
     y = 1.0 / (x * x)
     series = (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y / 1188)))) / x
     return torch.where(x < 16.0, direct, series)
+
+
+def _at_vertices(
+    theta: NDArray[Any], b: NDArray[Any], density: float, unit: float
+) -> NDArray[np.float64]:
+    """Return `f` of one state at `unit * (density, e_a)` for every action."""
+    row = theta.astype(np.float64)
+    z = unit * (density * row[:, :1] + row[:, 1:])
+    output: NDArray[np.float64] = b @ np.maximum(z, 0.0) / len(z) ** 0.5
+    return output
 
 
 def _softmax(logits: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
