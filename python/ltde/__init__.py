@@ -18,15 +18,14 @@ if TYPE_CHECKING:
     from ltde.agents import AgentSimulator as AgentSimulator
     from ltde.agents import AgentStep as AgentStep
     from ltde.config import Config as Config
+    from ltde.energy import ChainReport as ChainReport
+    from ltde.energy import EnergyPolicy as EnergyPolicy
     from ltde.evaluation import Evaluation as Evaluation
     from ltde.evaluation import evaluate as evaluate
     from ltde.graph import Balls as Balls
     from ltde.graph import Graph as Graph
     from ltde.initial import DirichletInitial as DirichletInitial
     from ltde.model import NetworkedModel as NetworkedModel
-    from ltde.neural_policy import ChainReport as ChainReport
-    from ltde.neural_policy import EnergyPolicy as EnergyPolicy
-    from ltde.neural_policy import SoftmaxPolicy as SoftmaxPolicy
     from ltde.policy import FunctionPolicy as FunctionPolicy
     from ltde.policy import IndividualPolicy as IndividualPolicy
     from ltde.policy import TabularPolicy as TabularPolicy
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from ltde.simulator import Simulator as Simulator
     from ltde.simulator import Step as Step
     from ltde.simulator import Visitation as Visitation
+    from ltde.softmax import SoftmaxPolicy as SoftmaxPolicy
     from ltde.trainer import LTDENeuralAC as LTDENeuralAC
     from ltde.trainer import TrainingDiverged as TrainingDiverged
     from ltde.trainer import TrainingResult as TrainingResult
@@ -43,10 +43,10 @@ _HOME = {
     "AgentSimulator": "agents",
     "AgentStep": "agents",
     "Balls": "graph",
-    "ChainReport": "neural_policy",
+    "ChainReport": "energy",
     "Config": "config",
     "DirichletInitial": "initial",
-    "EnergyPolicy": "neural_policy",
+    "EnergyPolicy": "energy",
     "Evaluation": "evaluation",
     "FunctionPolicy": "policy",
     "Graph": "graph",
@@ -56,7 +56,7 @@ _HOME = {
     "NetworkedModel": "model",
     "Rollout": "simulator",
     "Simulator": "simulator",
-    "SoftmaxPolicy": "neural_policy",
+    "SoftmaxPolicy": "softmax",
     "Step": "simulator",
     "TabularPolicy": "policy",
     "TrainingDiverged": "trainer",

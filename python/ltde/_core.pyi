@@ -90,8 +90,7 @@ class NetworkPolicy:
         totals: NDArray[np.float64],
         seed: int,
         action: NDArray[np.float64],
-        feature: NDArray[np.float64],
-        exact: NDArray[np.bool_],
+        feature: NDArray[np.float64] | None,
     ) -> None: ...
     def trace(
         self,

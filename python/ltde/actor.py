@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ltde.neural_policy import EnergyPolicy, NetworkPolicy, SoftmaxPolicy
+from ltde.energy import EnergyPolicy
+from ltde.network_policy import NetworkPolicy
+from ltde.softmax import SoftmaxPolicy
 
 if TYPE_CHECKING:
     import numpy as np

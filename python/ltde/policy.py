@@ -272,7 +272,7 @@ class TabularPolicy:
         """
         import torch
 
-        from ltde.neural_policy import multinomial_log_prob
+        from ltde.multinomial import multinomial_log_prob
 
         table = self._stationary_table()
         team = as_actions(actions, as_counts(counts, len(table), n_agents), table.shape[-1])

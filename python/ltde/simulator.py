@@ -19,7 +19,7 @@ from ltde.model import NetworkedModel
 from ltde.policy import FunctionPolicy, TabularPolicy, as_probabilities
 
 if TYPE_CHECKING:
-    from ltde.neural_policy import NetworkPolicy
+    from ltde.network_policy import NetworkPolicy
 
 __all__ = ["Rollout", "Simulator", "Step", "Visitation"]
 
@@ -293,7 +293,8 @@ class Simulator:
         Parameters
         ----------
         policy
-            A policy, or an array `(S, A)` or `(B, S, A)` of probabilities.
+            A policy, or an array `(S, A)` or `(B, S, A)` of probabilities. The teams of an
+            `EnergyPolicy` stay random, so it has no flow: play its `individual` at `N = inf`.
         n_steps
             Number of steps `T`.
         restart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -21,10 +22,12 @@ from ltde.actor import advantages, ascend, contract, score_gradient
 from ltde.arguments import integer, population_size
 from ltde.config import Config
 from ltde.critic import Critic
+from ltde.energy import EnergyPolicy
 from ltde.evaluation import evaluate
 from ltde.model import NetworkedModel
-from ltde.neural_policy import EnergyPolicy, NetworkPolicy, SoftmaxPolicy
+from ltde.network_policy import NetworkPolicy
 from ltde.simulator import Simulator
+from ltde.softmax import SoftmaxPolicy
 
 __all__ = ["LTDENeuralAC", "TrainingDiverged", "TrainingResult"]
 
@@ -36,6 +39,7 @@ _FORMAT = 1
 _DERIVATIVE_STEP = 1e-7
 # Seeds of the parts of a run: different, so that evaluation never sees the training's numbers.
 _POLICY, _CRITIC, _SIMULATOR, _EVALUATION, _SHUFFLE = range(1, 6)
+_SCORE_CHAINS, _DRAWS = 7, 103
 
 
 class TrainingDiverged(RuntimeError):
@@ -139,12 +143,12 @@ class LTDENeuralAC:
         self.simulator = Simulator(
             model, n_agents, config.n_replicas, seed=_seed(config.seed, _SIMULATOR), threads=threads
         )
-        # chains of their own: of nu, and of restarts
+        # draws from sigma for the score function: they leave the chain of the critic alone
         self._draws = Simulator(
             model,
             n_agents,
             config.n_replicas,
-            seed=_seed(config.seed, _SIMULATOR + 100),
+            seed=_seed(config.seed, _DRAWS),
             threads=threads,
         )
         self.iteration = 0
@@ -216,8 +220,6 @@ class LTDENeuralAC:
 
     def best_policy(self) -> NetworkPolicy:
         """Return a copy of the policy with the weights of its best evaluation."""
-        import copy
-
         policy = copy.deepcopy(self.policy)
         if self._best is not None:
             with torch.no_grad():
@@ -370,7 +372,11 @@ class LTDENeuralAC:
             weights = self._q_weights(counts, actions)
             factor = 1.0 / ((1.0 - self.model.discount) * len(counts) * config.reward_scale)
             gradient = score_gradient(
-                policy, counts, actions, factor * weights, _seed(config.seed, 7) + self.iteration
+                policy,
+                counts,
+                actions,
+                factor * weights,
+                _seed(config.seed, _SCORE_CHAINS) + self.iteration,
             )
             rate = config.actor_rate / (1.0 + config.actor_decay * self.iteration)
             # Theorem 5.10 steps along the gradient of the scaled objective

@@ -204,16 +204,15 @@ impl<'a, P: TeamPolicy> Passing<'a, P> {
                     continue;
                 }
                 self.values(t, y, Some(i), costates, &mut row)?;
-                let at = if s == y { density[y] + h } else { density[y] };
                 let mean = if s == y {
-                    let pi = self.policy.mean_action(self.cell(t, y, at), &mut self.pi);
-                    dot(pi, &row)
+                    let cell = self.cell(t, y, density[y] + h);
+                    let mean = dot(self.policy.mean_action(cell, &mut self.pi), &row);
+                    shifted[s] += mean; // the one more agent's own
+                    mean
                 } else {
                     dot(&probs[y * actions..][..actions], &row)
                 };
-                // ((mu + d) g' - mu g) / h without cancelling mu g
-                let own = if s == y { mean } else { 0.0 };
-                shifted[s] += own + density[y] * (mean - self.mean[y]) / h;
+                shifted[s] += density[y] * (mean - self.mean[y]) / h;
             }
         }
         costates.copy_from_slice(&shifted);

@@ -16,10 +16,9 @@ use crate::error::{Error, Result};
 use crate::math::exp_nonpositive;
 use crate::model::Model;
 use crate::multinomial::Scratch;
-use crate::network::Networks;
+use crate::network::{Networks, Reading};
 use crate::policy::{Cell, TeamPolicy};
-use crate::rng::{Rng, Words};
-use crate::softmax::Reading;
+use crate::rng::{Purpose, Rng, Seed, Words};
 use crate::watch::Watch;
 
 /// How the law is drawn from.
@@ -52,6 +51,12 @@ pub struct ChainReport {
     pub independent: [u64; 2],
     /// Exchanges proposed by the chain, and how many were accepted.
     pub exchange: [u64; 2],
+}
+
+/// The generator of the chains of one team outside a simulation.
+pub fn team_stream(seed: Seed, replica: u32, state: u32) -> Rng {
+    // step 1: step 0 belongs to the draws of `sample_teams`
+    seed.stream(Purpose::Team, replica, 1, state)
 }
 
 /// Moves over which a mean is taken, in moves of one draw.
@@ -374,8 +379,8 @@ impl<'a, F: Copy + Into<f64>> EnergyPolicy<'a, F> {
         report
     }
 
-    /// E[h(s)] (A,) and E[phi_theta(mu(s), h(s))] (M, d) for n > 0 agents, phi as in Eq. (4.6):
-    /// exact by enumeration, else the mean over a chain.
+    /// E[h(s)] (A,) and, if asked, E[phi_theta(mu(s), h(s))] (M, d) for n > 0 agents, phi as in
+    /// Eq. (4.6): exact by enumeration, else the mean over a chain.
     ///
     /// # Errors
     /// [`Error::Interrupted`].
@@ -388,7 +393,7 @@ impl<'a, F: Copy + Into<f64>> EnergyPolicy<'a, F> {
         rng: &mut R,
         watch: &Watch<'_>,
         action: &mut [f64],
-        feature: &mut [f64],
+        feature: Option<&mut [f64]>,
     ) -> Result<ChainReport> {
         let law = self.law(s, density, n);
         let (actions, inputs) = (law.actions.len(), self.networks.inputs());
@@ -432,6 +437,9 @@ impl<'a, F: Copy + Into<f64>> EnergyPolicy<'a, F> {
         for (&a, &mean) in law.actions.iter().zip(&mean) {
             action[a] = mean;
         }
+        let Some(feature) = feature else {
+            return Ok(report);
+        };
         let unit = self.reading.input_scale;
         let x = unit * self.reading.density_scale * density;
         let scale = 1.0 / (law.width() as f64).sqrt();
@@ -445,6 +453,37 @@ impl<'a, F: Copy + Into<f64>> EnergyPolicy<'a, F> {
             }
         }
         Ok(report)
+    }
+
+    /// [`EnergyPolicy::means`] of all teams: `counts` (B, S) with `totals` (B,) agents N, into
+    /// `action` (B, S, A) and `feature` (B, S, M, d), zero on arrival; empty teams stay 0.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn means_of_teams(
+        &self,
+        counts: &[i64],
+        totals: &[f64],
+        seed: Seed,
+        watch: &Watch<'_>,
+        action: &mut [f64],
+        feature: Option<&mut [f64]>,
+    ) -> Result<()> {
+        let (states, inputs) = (self.networks.states(), self.networks.inputs());
+        let mut features = feature.map(|f| f.chunks_mut(self.networks.width() * inputs));
+        for (i, (action, &n)) in action.chunks_mut(inputs - 1).zip(counts).enumerate() {
+            if watch.tick_here() {
+                return Err(Error::Interrupted);
+            }
+            let feature = features.as_mut().and_then(Iterator::next);
+            if n > 0 {
+                let (b, s) = (i / states, i % states);
+                let density = n as f64 / totals[b];
+                let mut rng = team_stream(seed, b as u32, s as u32);
+                self.means(s, density, n as u64, &mut rng, watch, action, feature)?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs a chain of `moves` moves whatever the size of the law, and hands `each` the counts of

@@ -3,6 +3,7 @@
 //! The parameters stay where the caller keeps them, in float32 or float64; sums are in float64.
 
 use crate::error::{Result, value_error};
+use crate::model::Model;
 
 /// The networks of all states: W (S, M, d) and b (S, M).
 #[derive(Debug, Clone, Copy)]
@@ -84,5 +85,45 @@ impl<'a, F: Copy + Into<f64>> Networks<'a, F> {
             .iter()
             .map(|&b| b.into())
             .zip(weights.chunks_exact(self.inputs))
+    }
+}
+
+/// How a network reads a state: the input is `input_scale` times (`density_scale` mu(s), h).
+#[derive(Debug, Clone, Copy)]
+pub struct Reading<'a> {
+    /// (S, A): whether an action is allowed.
+    pub mask: &'a [bool],
+    /// The temperature parameter tau > 0 of Eq. (4.4).
+    pub tau: f64,
+    /// Multiplies mu(s).
+    pub density_scale: f64,
+    /// Multiplies the whole input.
+    pub input_scale: f64,
+}
+
+impl Reading<'_> {
+    /// Checks the networks of a policy against a model.
+    pub(crate) fn check<F: Copy + Into<f64>>(
+        &self,
+        networks: &Networks<'_, F>,
+        model: &Model,
+    ) -> Result<()> {
+        let (states, actions) = (model.graph.n_states(), model.n_actions);
+        if networks.states() != states || networks.inputs() != 1 + actions {
+            return value_error!(
+                "policy: made for {} states and {} actions, the model has {states} and {actions}",
+                networks.states(),
+                networks.inputs() - 1
+            );
+        }
+        for s in 0..states {
+            let own = &self.mask[s * actions..][..actions];
+            if let Some(a) = (0..actions).find(|&a| own[a] && !model.allowed(s)[a]) {
+                return value_error!(
+                    "policy: allows action {a} in state {s}, which action_mask of the model forbids"
+                );
+            }
+        }
+        Ok(())
     }
 }

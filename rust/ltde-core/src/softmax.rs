@@ -2,51 +2,11 @@
 //!
 //! Its team policy is the multinomial of Eq. (3.2).
 
-use crate::error::{Result, value_error};
+use crate::error::Result;
 use crate::math::exp_nonpositive;
 use crate::model::Model;
-use crate::network::Networks;
+use crate::network::{Networks, Reading};
 use crate::policy::{Cell, TeamPolicy};
-
-/// How a network reads a state: the input is `input_scale` times (`density_scale` mu(s), h).
-#[derive(Debug, Clone, Copy)]
-pub struct Reading<'a> {
-    /// (S, A): whether an action is allowed.
-    pub mask: &'a [bool],
-    /// The temperature parameter tau > 0 of Eq. (4.4).
-    pub tau: f64,
-    /// Multiplies mu(s).
-    pub density_scale: f64,
-    /// Multiplies the whole input.
-    pub input_scale: f64,
-}
-
-impl Reading<'_> {
-    /// Checks the networks of a policy against a model.
-    pub(crate) fn check<F: Copy + Into<f64>>(
-        &self,
-        networks: &Networks<'_, F>,
-        model: &Model,
-    ) -> Result<()> {
-        let (states, actions) = (model.graph.n_states(), model.n_actions);
-        if networks.states() != states || networks.inputs() != 1 + actions {
-            return value_error!(
-                "policy: made for {} states and {} actions, the model has {states} and {actions}",
-                networks.states(),
-                networks.inputs() - 1
-            );
-        }
-        for s in 0..states {
-            let own = &self.mask[s * actions..][..actions];
-            if let Some(a) = (0..actions).find(|&a| own[a] && !model.allowed(s)[a]) {
-                return value_error!(
-                    "policy: allows action {a} in state {s}, which action_mask of the model forbids"
-                );
-            }
-        }
-        Ok(())
-    }
-}
 
 /// Softmax policies of all states.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +36,20 @@ impl<'a, F: Copy + Into<f64>> SoftmaxPolicy<'a, F> {
         }
         let scale = 1.0 / (self.networks.width() as f64).sqrt();
         out.iter_mut().for_each(|f| *f *= scale);
+    }
+
+    /// Fills `out` (B, S, A) at `densities` (B, S) with pi, or with f, before the softmax, if
+    /// `outputs`.
+    pub fn at_densities(&self, densities: &[f64], outputs: bool, out: &mut [f64]) {
+        let (states, actions) = (self.networks.states(), self.networks.inputs() - 1);
+        for (i, (out, &density)) in out.chunks_mut(actions).zip(densities).enumerate() {
+            let s = i % states;
+            self.outputs(s, density, out);
+            if !outputs {
+                let mask = &self.reading.mask[s * actions..][..actions];
+                softmax(out, mask, self.reading.tau);
+            }
+        }
     }
 }
 

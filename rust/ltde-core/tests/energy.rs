@@ -2,9 +2,8 @@
 //! enumeration and means, whatever the networks are.
 
 use ltde_core::energy::{ChainReport, Effort, EnergyPolicy, n_compositions};
-use ltde_core::network::Networks;
+use ltde_core::network::{Networks, Reading};
 use ltde_core::rng::{Purpose, Rng, Seed, Words};
-use ltde_core::softmax::Reading;
 use ltde_core::watch::Watch;
 use proptest::prelude::*;
 
@@ -384,7 +383,7 @@ proptest! {
         let mut action = vec![0.0; case.actions()];
         let mut feature = vec![0.0; width * inputs];
         let policy = case.policy(ENUMERATE);
-        let report = policy.means(0, case.density, n, &mut rng(1), &watch(), &mut action, &mut feature).unwrap();
+        let report = policy.means(0, case.density, n, &mut rng(1), &watch(), &mut action, Some(&mut feature)).unwrap();
         prop_assert_eq!(report, ChainReport::default());
         let (mut mean, mut phi) = (vec![0.0; case.actions()], vec![0.0; width * inputs]);
         let (mut largest, mut near) = (0.0_f64, false);
@@ -420,7 +419,7 @@ proptest! {
         let effort = Effort { limit: 0, attempts: 1, moves: 5 };
         let mut action = vec![0.0; case.actions()];
         let mut feature = vec![0.0; case.theta.len()];
-        case.policy(effort).means(0, case.density, n, &mut rng(seed), &watch(), &mut action, &mut feature).unwrap();
+        case.policy(effort).means(0, case.density, n, &mut rng(seed), &watch(), &mut action, Some(&mut feature)).unwrap();
         prop_assert!((action.iter().sum::<f64>() - 1.0).abs() < 1e-12);
         for (a, &mean) in action.iter().enumerate() {
             prop_assert!((0.0..=1.0 + 1e-12).contains(&mean) && (case.mask[a] || mean == 0.0));

@@ -1,15 +1,16 @@
 //! Policies as Python passes them: `ltde._core.TabularPolicy`, `ltde._core.NetworkPolicy`, arrays.
 
-use ltde_core::energy::{ChainReport, Effort, EnergyPolicy};
-use ltde_core::network::Networks;
-use ltde_core::policy::{Cell, TabularPolicy, TeamPolicy, sample_teams};
-use ltde_core::rng::{Purpose, Seed};
-use ltde_core::softmax::{Reading, SoftmaxPolicy};
+use ltde_core::energy::{ChainReport, Effort, EnergyPolicy, team_stream};
+use ltde_core::network::{Networks, Reading};
+use ltde_core::policy::{TabularPolicy, TeamPolicy, sample_teams};
+use ltde_core::rng::Seed;
+use ltde_core::softmax::SoftmaxPolicy;
 use numpy::{
     Element, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
     PyReadonlyArray3, PyReadonlyArray4, PyReadwriteArray1, PyReadwriteArray2, PyReadwriteArray3,
     PyReadwriteArray4, PyUntypedArrayMethods,
 };
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::errors::to_py;
@@ -181,35 +182,18 @@ impl PyNetworkPolicy {
         outputs: bool,
         mut out: PyReadwriteArray3<'_, f64>,
     ) -> PyResult<()> {
-        let (states, actions) = (out.shape()[1], out.shape()[2]);
         let (density, out) = (density.as_slice()?, out.as_slice_mut()?);
         let arrays = self.borrow(py)?;
-        let view = self.view(&arrays)?;
-        leave_watched(py, |_| {
-            for (i, (out, &density)) in out.chunks_mut(actions).zip(density).enumerate() {
-                let state = i % states;
-                let cell = Cell {
-                    replica: i / states,
-                    time: 0,
-                    state,
-                    density,
-                };
-                match (&view, outputs) {
-                    (View::Softmax32(policy), true) => policy.outputs(state, density, out),
-                    (View::Softmax64(policy), true) => policy.outputs(state, density, out),
-                    _ => {
-                        view.team().mean_action(cell, out);
-                    }
-                }
-            }
-            Ok(())
-        })
+        match self.view(&arrays)? {
+            View::Softmax32(policy) => policy.at_densities(density, outputs, out),
+            View::Softmax64(policy) => policy.at_densities(density, outputs, out),
+            _ => return Err(PyValueError::new_err("mean_action: needs a softmax policy")),
+        }
+        Ok(())
     }
 
-    /// Fills action (B, S, A) with E[h(s)] and feature (B, S, M, d) with E[phi] of an energy-based
-    /// policy at counts (B, S) of totals (B,) agents, all zero on arrival; exact (B, S) says which
-    /// are exact.
-    #[allow(clippy::too_many_arguments)]
+    /// Fills action (B, S, A) with E[h(s)] and, if given, feature (B, S, M, d) with E[phi] of an
+    /// energy-based policy at counts (B, S) of totals (B,) agents, all zero on arrival.
     fn means(
         &self,
         py: Python<'_>,
@@ -217,39 +201,17 @@ impl PyNetworkPolicy {
         totals: PyReadonlyArray1<'_, f64>,
         seed: u64,
         mut action: PyReadwriteArray3<'_, f64>,
-        mut feature: PyReadwriteArray4<'_, f64>,
-        mut exact: PyReadwriteArray2<'_, bool>,
+        mut feature: Option<PyReadwriteArray4<'_, f64>>,
     ) -> PyResult<()> {
-        let (states, actions) = (counts.shape()[1], action.shape()[2]);
-        let size = feature.shape()[2] * feature.shape()[3];
         let (counts, totals) = (counts.as_slice()?, totals.as_slice()?);
-        let (action, feature) = (action.as_slice_mut()?, feature.as_slice_mut()?);
-        let exact = exact.as_slice_mut()?;
-        let arrays = self.borrow(py)?;
+        let action = action.as_slice_mut()?;
+        let feature = feature.as_mut().map(|f| f.as_slice_mut()).transpose()?;
+        let (arrays, seed) = (self.borrow(py)?, Seed(seed));
         let view = self.view(&arrays)?;
-        leave_watched(py, |watch| {
-            let out = action.chunks_mut(actions).zip(feature.chunks_mut(size));
-            for (i, ((action, feature), exact)) in out.zip(exact).enumerate() {
-                let (b, s, n) = (i / states, i % states, counts[i] as u64);
-                if watch.tick_here() {
-                    return Err(ltde_core::Error::Interrupted);
-                }
-                let density = n as f64 / totals[b];
-                let mut rng = stream(seed, b, s);
-                *exact = match (n, &view) {
-                    (0, _) => true,
-                    (_, View::Energy32(policy)) => {
-                        policy.means(s, density, n, &mut rng, watch, action, feature)?;
-                        policy.is_exact(s, n)
-                    }
-                    (_, View::Energy64(policy)) => {
-                        policy.means(s, density, n, &mut rng, watch, action, feature)?;
-                        policy.is_exact(s, n)
-                    }
-                    _ => return Err(not_energy("means")),
-                };
-            }
-            Ok(())
+        leave_watched(py, |watch| match &view {
+            View::Energy32(p) => p.means_of_teams(counts, totals, seed, watch, action, feature),
+            View::Energy64(p) => p.means_of_teams(counts, totals, seed, watch, action, feature),
+            _ => Err(not_energy("means")),
         })
     }
 
@@ -273,7 +235,7 @@ impl PyNetworkPolicy {
         let arrays = self.borrow(py)?;
         let view = self.view(&arrays)?;
         let report: ChainReport = leave_watched(py, |watch| {
-            let mut rng = stream(seed, 0, state);
+            let mut rng = team_stream(Seed(seed), 0, state as u32);
             let each = |i: u64, a: usize, c: u64, e: f64| {
                 counts[i as usize * actions + a] = c as i64;
                 energy[i as usize] = e;
@@ -303,10 +265,6 @@ impl PyNetworkPolicy {
 
 fn not_energy(call: &str) -> ltde_core::Error {
     ltde_core::Error::Value(format!("{call}: needs an energy-based policy"))
-}
-
-fn stream(seed: u64, replica: usize, state: usize) -> ltde_core::rng::Rng {
-    Seed(seed).stream(Purpose::Team, replica as u32, 1, state as u32)
 }
 
 /// A policy for one call: a checked table, networks, or an array (1, B | 1, S, A).

@@ -22,7 +22,8 @@ from types import SimpleNamespace
 
 import exact_law
 import ltde
-import ltde.neural_policy
+import ltde.energy
+import ltde.network_policy
 import mpmath
 import numpy as np
 import pytest
@@ -343,13 +344,13 @@ def test_enumerated_means_of_the_core_agree_with_the_equation(case):
 @pytest.fixture
 def handed(monkeypatch):
     """Return the arrays `theta` that are handed to the core from now on."""
-    seen, real = [], ltde.neural_policy._core.NetworkPolicy
+    seen, real = [], ltde.network_policy._core.NetworkPolicy
 
     def spy(theta, *rest):
         seen.append(theta)
         return real(theta, *rest)
 
-    monkeypatch.setattr(ltde.neural_policy, "_core", SimpleNamespace(NetworkPolicy=spy))
+    monkeypatch.setattr(ltde.network_policy, "_core", SimpleNamespace(NetworkPolicy=spy))
     return seen
 
 
@@ -818,7 +819,7 @@ def test_effective_sample_size_of_a_known_chain():
         chain = np.zeros(n)
         for i in range(1, n):
             chain[i] = r * chain[i - 1] + noise[i]
-        size = ltde.neural_policy._effective_size(chain)
+        size = ltde.energy._effective_size(chain)
         assert size == pytest.approx(n * (1.0 - r) / (1.0 + r), rel=0.25)
 
 
@@ -832,7 +833,7 @@ def test_effective_sample_size_lies_between_one_and_the_number_of_moves(n):
         (np.arange(n) > n / 2) * 1.0,
         np.zeros(n),
     ):
-        assert 1.0 <= ltde.neural_policy._effective_size(chain) <= n
+        assert 1.0 <= ltde.energy._effective_size(chain) <= n
 
 
 def test_the_switch_is_at_the_limit():
