@@ -56,6 +56,7 @@ bench: build  ## Measure speed beside peers and fill docs/performance.md
 	-$(BIN)/python -m pip install --quiet '.[bench]'
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/training.py
 	cargo bench --locked
 
 wheel: $(VENV)/.venv  ## Build the wheel into dist/

@@ -4,9 +4,11 @@ import dataclasses
 import math
 import tomllib
 
+import ltde
 import numpy as np
 import pytest
 from ltde import Config
+from models import ring_local
 
 SCORE = {"actor": "score", "critic": "q"}
 THEORY = {"n_iterations": 400, "critic_steps": 10_000, "reward_scale": 0.1}
@@ -152,11 +154,11 @@ AT_LEAST_ONE = (
     *("width", "critic_steps", "critic_epochs", "segment", "thinning", "n_draws"),
     *("n_replicas", "n_iterations", "scale_iterations", "checkpoint_every"),
 )
-AT_LEAST_ZERO = ("k", "evaluate_every", "seed")
-INTEGERS = AT_LEAST_ONE + AT_LEAST_ZERO
-POSITIVE = ("tau", "input_scale", "actor_rate", "critic_rate", "reward_scale")
+AT_LEAST_ZERO = ("k", "evaluate_every", "seed", "replay")
+INTEGERS = (*AT_LEAST_ONE, *AT_LEAST_ZERO, "n_knots")
+POSITIVE = ("tau", "input_scale", "ridge", "actor_rate", "critic_rate")
 RADII = ("actor_radius", "critic_radius")
-OPTIONAL = ("density_scale", "advantage_scale")
+OPTIONAL = ("density_scale", "advantage_scale", "reward_scale")
 NOT_NEGATIVE = ("actor_decay", "visit_floor")
 NUMBERS = POSITIVE + RADII + OPTIONAL + NOT_NEGATIVE
 FLAGS = tuple(n for n in NAMES if isinstance(getattr(Config(), n), bool))
@@ -172,6 +174,7 @@ OUT_OF_RANGE = [
     *((name, value) for name in CHOICES for value in ("other", "", None, 1)),
     ("actor_decay", math.inf),  # inf * 0 at the first iteration
     ("seed", 2**63),
+    ("n_knots", 1),
     ("width", 7),
 ]
 WRONG_TYPE = [
@@ -213,6 +216,7 @@ def test_wrong_type(name, value):
         ("critic", {"critic": "q"}),
         ("critic", {"actor": "score"}),
         ("critic", {"actor": "score", "family": "energy"}),
+        ("critic", {"actor": "score", "critic": "value"}),
         ("family", {"family": "energy"}),
         ("n_draws", {**SCORE, "n_draws": 100}),
         ("n_draws", {**SCORE, "n_replicas": 512}),
@@ -270,3 +274,38 @@ def test_whole_floats_and_numpy_floats_are_numbers(name):
     config = Config(**{name: np.float64(8.0)})
     assert config == Config(**{name: 8})
     assert type(getattr(config, name)) is type(getattr(PRESETS["changed"], name))
+
+
+# The theorem.
+
+
+def test_what_theorem_5_10_asks_for():
+    model = ltde.NetworkedModel(
+        ltde.Graph.ring(4),
+        3,
+        ring_local,
+        edge=np.zeros((12, 1)),
+        discount=0.9,
+        reward_range=(-1.0, 1.0),
+    )
+    config = Config.theory(0.9, n_iterations=400, critic_steps=10, reward_scale=0.1, width=64)
+    text = config.unmet_conditions(model)
+    assert [line.partition(":")[0].split(" ")[0] for line in text] == ["T_critic", "M", "gamma"]
+    assert "critic_steps = 10, width = 64" in text[0]
+    assert f"{9.0**5 * 400**8:.3g}" in text[1]
+    # a scale too large, and a field that is not the paper's
+    more = config.replace(reward_scale=0.11, baseline="mean_action").unmet_conditions(model)
+    assert more[0].startswith("baseline: ")
+    assert more[-1].startswith("|Q_s| <= R = 1")
+    assert len(more) == 5
+    assert any(line.startswith("actor: ") for line in Config().unmet_conditions(model))
+
+
+def test_a_config_can_meet_the_theorem():
+    # one iteration, one action, alone: M >= 1
+    def alone(s, mu, node, edge, prob, reward):
+        prob[0, 0] = 1.0
+
+    model = ltde.NetworkedModel(ltde.Graph(1, []), 1, alone, discount=0.5, reward_range=(0.0, 1.0))
+    config = Config.theory(0.5, n_iterations=1, critic_steps=8, reward_scale=0.5, width=8)
+    assert config.unmet_conditions(model) == []

@@ -1,6 +1,5 @@
-"""Training runs: resuming with the same bits, run directories, stops and failures, evaluation."""
+"""Training runs: resuming with the same bits, run directories, stops and failures."""
 
-import dataclasses
 import json
 import math
 import os
@@ -13,16 +12,16 @@ from functools import cache
 from pathlib import Path
 
 import ltde
+import ltde.learner
 import ltde.trainer
 import numpy as np
 import pytest
 import torch
-from ltde.evaluation import _student
 from ltde.exact import ExactSystem
+from ltde.learner import EVALUATION, part_seed
 from models import ring_model, star_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from scipy import stats
 
 CHECKPOINT = ltde.trainer.CHECKPOINT
 RUN = {"config.toml", "metrics.jsonl", CHECKPOINT}
@@ -43,7 +42,9 @@ CONFIGS = {
     "marginal, cold critic": ltde.Config(
         **TINY, critic_warm_start=False, actor_decay=0.1, natural=False, dtype="float64"
     ),
+    "values": ltde.Config(**TINY, critic="value", density_transform="log1p"),
     "score": ltde.Config(**TINY, **SCORE),
+    "replay": ltde.Config(**TINY, **SCORE, replay=25),
     "energy": ltde.Config(**TINY, **SCORE, family="energy", features="mass"),
     "averaged": ltde.Config(**TINY, **SCORE, critic_average=True, critic_law="nu", thinning=2),
     "theory": ltde.Config.theory(
@@ -99,16 +100,17 @@ def same_bits(first, second):
     """Assert that two trainers are the same and would go on alike."""
     np.testing.assert_array_equal(array(first.policy.theta), array(second.policy.theta))
     np.testing.assert_array_equal(array(first.policy.b), array(second.policy.b))
-    np.testing.assert_array_equal(array(first._theta_0), array(second._theta_0))
-    states = first.critic.state_dict(), second.critic.state_dict()
+    np.testing.assert_array_equal(array(first.learner.theta_0), array(second.learner.theta_0))
+    states = first.learner.critic.state_dict(), second.learner.critic.state_dict()
     assert states[0].keys() == states[1].keys()
     for name in states[0]:
         np.testing.assert_array_equal(array(states[0][name]), array(states[1][name]), name)
-    for name in ("simulator", "_draws"):
-        one, two = (getattr(trainer, name).state_dict() for trainer in (first, second))
-        np.testing.assert_array_equal(one.pop("counts"), two.pop("counts"), name)
-        assert one == two
-    assert (first.iteration, first._scale) == (second.iteration, second._scale)
+    (tensors, one), (others, two) = (trainer.learner.state() for trainer in (first, second))
+    assert one == two
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(array(tensor), array(others[name]), name)
+    assert first.iteration == second.iteration
     assert without_seconds(first.metrics) == without_seconds(second.metrics)
     best = first.best_policy().theta, second.best_policy().theta
     np.testing.assert_array_equal(array(best[0]), array(best[1]))
@@ -154,7 +156,7 @@ def test_no_pickle(name, tmp_path, monkeypatch):
     train(CONFIGS[name], 2, run_dir=tmp_path)
     same_bits(load(tmp_path), load(tmp_path))
     tensors = load_file(tmp_path / CHECKPOINT)  # nothing but tensors
-    assert {"theta", "b", "simulator.counts", "draws.counts"} <= set(tensors)
+    assert {"theta", "b", "simulator.counts"} <= set(tensors)
 
 
 def test_a_second_run_is_refused(tmp_path):
@@ -247,7 +249,7 @@ def test_resuming_the_mean_field_limit(tmp_path):
 @pytest.mark.parametrize("name", ["marginal", "energy", "theory"])
 def test_resuming_with_masks_and_a_hub(name, tmp_path):
     whole = train(CONFIGS[name], model=star())
-    assert len(whole.critic.groups) > 1
+    assert len(whole.learner.critic.groups) > 1
     train(CONFIGS[name], 3, model=star(), run_dir=tmp_path)
     resumed = load(tmp_path, star())
     resumed.fit()
@@ -405,9 +407,9 @@ def test_an_interrupt_between_iterations(name, at, tmp_path):
 
 
 INTERRUPTS = [
-    (ltde.trainer, "ascend", 5),
+    (ltde.learner, "ascend", 5),
     (ltde.trainer, "evaluate", 2),
-    (ltde.trainer.Critic, "td_step", 23),
+    (ltde.learner.Critic, "td_steps", 5),
     (ltde.trainer.LTDENeuralAC, "save", 3),
     (ltde.Simulator, "rollout", 8),
 ]
@@ -594,7 +596,7 @@ def test_the_result():
     assert result.metrics == trainer.metrics
     evaluations = [row["J"] for row in result.metrics if "J" in row]
     assert len(evaluations) == 3
-    seed = ltde.trainer._seed(0, ltde.trainer._EVALUATION)
+    seed = part_seed(0, EVALUATION)
     again = ltde.evaluate(ring(), result.best, N, 4, seed=seed, threads=1)
     assert again.mean == max(evaluations)
     assert list(again.interval) in [row["J_interval"] for row in result.metrics if "J" in row]
@@ -619,8 +621,8 @@ def test_the_same_config_gives_the_same_bits(name):
     same_bits(first, train(CONFIGS[name], 3))
     other = train(CONFIGS[name].replace(seed=1), 3)
     assert not np.array_equal(array(first.policy.theta), array(other.policy.theta))
-    assert not np.array_equal(array(first._theta_0), array(other._theta_0))
-    assert not np.array_equal(first.simulator.counts, other.simulator.counts)
+    assert not np.array_equal(array(first.learner.theta_0), array(other.learner.theta_0))
+    assert not np.array_equal(first.learner.simulator.counts, other.learner.simulator.counts)
 
 
 @pytest.mark.parametrize("name", FINITE)
@@ -687,7 +689,7 @@ def test_a_poisoned_critic(name, value):
     trainer = train(CONFIGS[name], 2)
     before = array(trainer.policy.theta).copy()
     metrics = list(trainer.metrics)
-    for weights in trainer.critic.omega:
+    for weights in trainer.learner.critic.omega:
         weights[0, 0, 0] = value
     with pytest.raises(ltde.TrainingDiverged, match=r"iteration 3: .* of state \d"):
         trainer.fit()
@@ -732,144 +734,7 @@ def test_states_that_nobody_visits():
         assert np.isfinite(array(trainer.policy.theta)).all()
 
 
-# Evaluation.
-
-
-def within(values, expected, sigmas=5.0):
-    """Whether the mean of independent values is within some standard errors of what is expected."""
-    error = values.std(ddof=1) / math.sqrt(len(values))
-    assert error > 0.0
-    return abs(values.mean() - expected) < sigmas * error
-
-
-def policy_of(family, model=None, seed=3, tau=3.0):
-    kind = {"softmax": ltde.SoftmaxPolicy, "energy": ltde.EnergyPolicy}[family]
-    return kind(model or ring(), 8, seed=seed, tau=tau, dtype=torch.float64)
-
-
-@pytest.mark.statistical
-@pytest.mark.parametrize("discount", [0.0, 0.5, 0.8])
-@pytest.mark.parametrize("family", ["softmax", "energy"])
-def test_evaluation_is_j(family, discount):
-    model = ring(3, discount)
-    policy = policy_of(family, model)
-    exact = ExactSystem(model, 3, policy)
-    result = ltde.evaluate(model, policy, 3, 4000, seed=1)
-    assert discount**result.horizon <= 1e-4 < discount ** (result.horizon - 1)
-    assert within(result.values, exact.J)
-    per_state = exact.initial_law @ exact.v
-    np.testing.assert_allclose(result.per_state, per_state, atol=0.05)
-    # what the interval says of itself
-    assert result.values.shape == (4000,)
-    assert result.mean == pytest.approx(result.values.mean(), rel=1e-12)
-    assert result.per_state.sum() == pytest.approx(result.mean, rel=1e-12)
-    half = stats.t.ppf(0.975, 3999) * stats.sem(result.values)
-    np.testing.assert_allclose(result.interval, [result.mean - half, result.mean + half], rtol=1e-9)
-    assert (result.n_agents, np.ndim(result.mean)) == (3, 0)
-
-
-@pytest.mark.statistical
-def test_the_interval_covers():
-    model = ring(3, 0.5)
-    policy = policy_of("softmax", model)
-    exact = ExactSystem(model, 3, policy).J
-    results = [ltde.evaluate(model, policy, 3, 8, seed=s, threads=1) for s in range(400)]
-    covered = sum(r.interval[0] <= exact <= r.interval[1] for r in results)
-    # 5 sigma of a binomial, and 2 % for values that are not normal
-    assert covered > 400 * 0.93 - 5 * math.sqrt(400 * 0.95 * 0.05)
-    assert covered < 400 * 0.97 + 5 * math.sqrt(400 * 0.95 * 0.05)
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 7, 15, 31, 999])
-def test_students_t(freedom):
-    assert _student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-3)
-
-
-def test_one_replica_has_a_point():
-    result = ltde.evaluate(ring(), policy_of("softmax"), N, 1)
-    assert result.interval == (result.mean, result.mean)
-
-
-def test_the_mean_field_limit():
-    policy = policy_of("softmax")
-    limit = ltde.evaluate(ring(), policy, math.inf, 3)
-    assert limit.n_agents == math.inf
-    np.testing.assert_allclose(limit.values, limit.mean, rtol=1e-12)
-    large = ltde.evaluate(ring(), policy, 10**8, 4)
-    assert large.mean == pytest.approx(limit.mean, rel=1e-3)
-    alone = ltde.evaluate(ring(), policy, math.inf, 2, execution="individual")
-    assert alone.mean == pytest.approx(limit.mean, rel=1e-9)
-
-
-@pytest.mark.statistical
-def test_individual_execution_of_softmax_is_the_same_law():
-    model = ring(3, 0.8)
-    policy = policy_of("softmax", model)
-    result = ltde.evaluate(model, policy, 3, 3000, seed=2, execution="individual")
-    assert within(result.values, ExactSystem(model, 3, policy).J)
-
-
-@pytest.mark.statistical
-def test_individual_execution_of_energy_is_another_law():
-    model = ring(3, 0.8)
-    policy = policy_of("energy", model, tau=20.0)
-    result = ltde.evaluate(model, policy, 3, 3000, seed=2, execution="individual")
-    team = ExactSystem(model, 3, policy).J
-    assert not within(result.values, team)
-    assert within(ltde.evaluate(model, policy, 3, 3000, seed=2).values, team)
-
-
-@pytest.mark.parametrize("execution", ["team", "individual"])
-def test_other_policies_are_evaluated(execution):
-    uniform = ltde.TabularPolicy.uniform(ring())
-    first = ltde.evaluate(ring(), uniform, N, 4, seed=1, execution=execution)
-    second = ltde.evaluate(ring(), np.full((4, 3), 1 / 3), N, 4, seed=1, execution=execution)
-    assert first.mean == second.mean
-    function = ltde.FunctionPolicy(lambda counts, n: np.full((*counts.shape, 3), 1 / 3))
-    assert ltde.evaluate(ring(), function, N, 4, 5, seed=1, execution=execution).horizon == 5
-
-
-@pytest.mark.parametrize("horizon", [1, 63, 64, 65, 200])
-def test_the_horizon(horizon):
-    policy = policy_of("softmax")
-    result = ltde.evaluate(ring(), policy, N, 3, horizon, seed=4)
-    rewards = ltde.Simulator(ring(), N, 3, seed=4).rollout(policy, horizon).rewards
-    values = (0.9 ** np.arange(horizon)[:, None, None] * rewards).sum((0, 2))
-    np.testing.assert_allclose(result.values, values, rtol=1e-12)
-    assert result.horizon == horizon
-
-
-def test_evaluation_repeats_itself():
-    policy = policy_of("softmax")
-    first = ltde.evaluate(ring(), policy, N, 4, seed=1, threads=1)
-    second = ltde.evaluate(ring(), policy, N, 4, seed=1, threads=2)
-    np.testing.assert_array_equal(first.values, second.values)
-    assert ltde.evaluate(ring(), policy, N, 4, seed=2).mean != first.mean
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        first.mean = 0.0
-
-
-@pytest.mark.parametrize(
-    ("error", "name", "changes"),
-    [
-        (ValueError, "execution", {"execution": "both"}),
-        (ValueError, "horizon", {"horizon": 0}),
-        (ValueError, "horizon", {"horizon": -1}),
-        (TypeError, "horizon", {"horizon": 2.5}),
-        (TypeError, "horizon", {"horizon": True}),
-        (ValueError, "n_replicas", {"n_replicas": 0}),
-        (TypeError, "n_replicas", {"n_replicas": "4"}),
-        (ValueError, "n_agents", {"n_agents": 0}),
-        (ValueError, "n_agents", {"n_agents": 2.5}),
-        (ValueError, "seed", {"seed": -1}),
-        (ValueError, "threads", {"threads": 0}),
-        (TypeError, "model", {"model": None}),
-    ],
-)
-def test_bad_arguments_of_evaluate(error, name, changes):
-    arguments = {"model": ring(), "policy": policy_of("softmax"), "n_agents": N} | changes
-    with pytest.raises(error, match=f"^{name}: "):
-        ltde.evaluate(**arguments)
+# Bad arguments.
 
 
 @pytest.mark.parametrize(

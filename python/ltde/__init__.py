@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from ltde.energy import ChainReport as ChainReport
     from ltde.energy import EnergyPolicy as EnergyPolicy
     from ltde.evaluation import Evaluation as Evaluation
+    from ltde.evaluation import Gap as Gap
     from ltde.evaluation import evaluate as evaluate
     from ltde.graph import Balls as Balls
     from ltde.graph import Graph as Graph
+    from ltde.individual import IndividualEnergy as IndividualEnergy
+    from ltde.individual import IndividualSoftmax as IndividualSoftmax
+    from ltde.individual import IndividualTable as IndividualTable
     from ltde.initial import DirichletInitial as DirichletInitial
     from ltde.model import NetworkedModel as NetworkedModel
     from ltde.policy import FunctionPolicy as FunctionPolicy
@@ -49,8 +53,12 @@ _HOME = {
     "EnergyPolicy": "energy",
     "Evaluation": "evaluation",
     "FunctionPolicy": "policy",
+    "Gap": "evaluation",
     "Graph": "graph",
+    "IndividualEnergy": "individual",
     "IndividualPolicy": "policy",
+    "IndividualSoftmax": "individual",
+    "IndividualTable": "individual",
     "LTDENeuralAC": "trainer",
     "ModelError": "_core",
     "NetworkedModel": "model",

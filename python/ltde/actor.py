@@ -24,6 +24,8 @@ __all__ = ["advantages", "ascend", "contract", "score_gradient"]
 
 # Numbers that fit into the cache beside the parameters.
 _CHUNK = 1 << 20
+# Numbers of a block of states: few enough for the cache, many beside the overhead of a call.
+_BLOCK = 1 << 17
 
 
 def advantages(values: Tensor, probs: Tensor, mask: Tensor) -> Tensor:
@@ -57,22 +59,39 @@ def contract(policy: SoftmaxPolicy, density: Tensor, weights: Tensor) -> Tensor:
     Tensor
         `(S, M, 1 + A)` in the dtype of `theta`.
     """
-    theta = policy.theta.detach()
-    unit = policy.input_scale
-    x = (unit * policy.density_scale * density).to(theta.dtype)
-    weights = weights.to(theta.dtype)
-    result = torch.zeros_like(theta)
-    chunk = max(1, _CHUNK // theta.numel())
-    columns = unit * theta[..., 1:]
-    for start in range(0, len(x), chunk):
-        part, weight = x[start : start + chunk], weights[start : start + chunk]
-        z = part[..., None, None] * theta[..., :1] + columns
-        # (n, S, M, A): the weight where the neuron is active
-        active = torch.where(z > 0, weight.unsqueeze(-2), 0.0)
-        result[..., 1:] += active.sum(0)
-        result[..., 0] += (active.sum(-1) * part.unsqueeze(-1)).sum(0)
-    result[..., 1:] *= unit
-    return result * (policy.b / math.sqrt(policy.width)).unsqueeze(-1)
+    theta, unit = policy.theta.detach(), policy.input_scale
+    states, width, inputs = theta.shape
+    n, n_actions = len(density), inputs - 1
+    x = (unit * policy.density_scale * density).double()
+    first = (n + 1) * torch.arange(n_actions, device=theta.device)
+    result = torch.empty_like(theta)
+    block = states
+    if theta.device.type == "cpu":
+        block = max(1, _BLOCK // (n_actions * (n + width)))
+    for start in range(0, states, block):
+        part = slice(start, start + block)
+        ordered, order = x[:, part].T.contiguous().sort(dim=1)
+        weight = weights.detach()[:, part].permute(1, 2, 0).double()
+        weight = weight.gather(2, order.unsqueeze(1).expand_as(weight))
+        # one input decides whether a neuron is active: where it passes the kink of the neuron
+        slope = theta[part, :, :1].double() + 0.0  # no -0, whose kinks have the wrong sign
+        kink = (-unit * theta[part, :, 1:].double() / slope).nan_to_num_(
+            math.inf, math.inf, -math.inf
+        )
+        falling = slope < 0.0
+        kink = torch.where(falling, torch.nextafter(kink, kink.new_tensor(-math.inf)), kink)
+        place = torch.searchsorted(ordered, kink.flatten(1), right=True)
+        place = (place.view_as(kink) + first).flatten(1)
+        sums = []
+        for y in (weight, weight * ordered.unsqueeze(1)):
+            sum_to = torch.zeros(*y.shape[:2], n + 1, dtype=y.dtype, device=y.device)
+            torch.cumsum(y, 2, out=sum_to[..., 1:])
+            below = sum_to.flatten(1).gather(1, place).view_as(kink)
+            above = sum_to[:, None, :, -1] - below
+            sums.append(torch.where(falling, below, above))
+        result[part, :, 1:] = unit * sums[0]
+        result[part, :, 0] = sums[1].sum(-1)
+    return result.mul_((policy.b / math.sqrt(policy.width)).unsqueeze(-1))
 
 
 def score_gradient(

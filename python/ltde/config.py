@@ -7,9 +7,14 @@ import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from ltde.arguments import integer
+
+if TYPE_CHECKING:
+    from ltde.model import NetworkedModel
 
 __all__ = ["Config"]
 
@@ -33,6 +38,9 @@ class Config:
         where `mu(s)` is of order `1 / |S|` and so invisible beside `h(s)` on large graphs.
     input_scale
         Multiplies the inputs of the actor; `2 ** -0.5` gives `||zeta_s|| <= 1`, as Lemma 4.2 needs.
+    density_transform
+        `"linear"`: critics read densities times `density_scale`; `"log1p"`: the log of 1 plus that,
+        which tells small densities apart.
     symmetric
         Start from `f = 0` in actor and critic: the second half of the neurons copies the first with
         `b` negated. The paper draws all neurons independently. Changes the start only.
@@ -41,12 +49,18 @@ class Config:
     actor
         `"marginal"`: the one-agent gradient; multinomial teams only. `"score"`: Algorithm 2.
     critic
-        `"costate"`: the value of one more agent in each state; goes with `actor="marginal"`.
-        `"q"`: Algorithm 1; goes with `actor="score"`.
+        With `actor="marginal"`: `"costate"`, the value of one more agent in each state, from the
+        local function; or `"value"`, values `V_s(mu(N_s^k))` from rewards, differenced at next
+        densities, which need densities that vary. With `actor="score"`: `"q"`, Algorithm 1.
     natural
-        With `actor="marginal"`: leave out the factor `pi` of the gradient of the softmax, which
-        gives the direction of the natural gradient of a table. Not the gradient, but an ascent
-        direction with the same zeros; rare actions recover.
+        With `actor="marginal"`: step along the natural gradient (Kakade, 2001) of each state, which
+        changes logits by advantages as far as the network can, instead of the gradient. Rare
+        actions recover, and the scales of inputs matter little.
+    n_knots
+        With `natural`: densities of each state at which the advantages are gathered.
+    ridge
+        With `natural`: weight of the squared step in its least squares, in units of the mean square
+        feature. Larger values trust what is seldom visited less.
     actor_rate
         Step of the actor. With `advantage_scale=None` it is in units of the logits and serves every
         application.
@@ -81,9 +95,9 @@ class Config:
         With `critic="q"`: `T_critic`, TD steps an iteration, each on one transition of every
         replica.
     critic_epochs
-        With `critic="costate"`: passes over the segment an iteration.
+        With `actor="marginal"`: passes over the segment an iteration.
     segment
-        With `critic="costate"`: steps `L` along which targets are passed back. The information
+        With `actor="marginal"`: steps `L` along which targets are passed back. The information
         radius of the training grows with it; 1 is strictly k-hop.
     baseline
         With `actor="score"`: `"mean_action"` subtracts `Q_y(mu, E h)`; the expectation is the same
@@ -96,13 +110,17 @@ class Config:
         the restart chain, which suits the discounted objective.
     thinning
         With `critic_law="nu"`: steps of the chain for one transition used.
+    replay
+        With `critic="q"`: steps of all replicas that a replay buffer keeps; TD steps draw from it,
+        older policies included, which the paper does not. 0 uses each transition once, in order.
     sampler
         With `actor="score"`: draws from sigma by `"visitation"` (independent) or by the restart
         `"chain"`.
     n_draws
         With `actor="score"`: draws `B` from sigma an iteration, a multiple of `n_replicas`.
     reward_scale
-        Rewards are multiplied by this before the critic sees them; the actor divides it out.
+        Rewards are multiplied by this before the critic sees them; the actor divides it out. None
+        takes `|S|` for `critic="value"`, which sees the rewards of single states, and 1 otherwise.
     n_replicas
         Replicas simulated side by side.
     n_iterations
@@ -121,14 +139,17 @@ class Config:
     k: int = 1
     density_scale: float | None = None
     input_scale: float = 1.0
+    density_transform: Literal["linear", "log1p"] = "linear"
     symmetric: bool = True
     dtype: Literal["float32", "float64"] = "float32"
     actor: Literal["marginal", "score"] = "marginal"
-    critic: Literal["costate", "q"] = "costate"
+    critic: Literal["costate", "value", "q"] = "costate"
     natural: bool = True
+    n_knots: int = 16
+    ridge: float = 1e-4
     actor_rate: float = 1.0
-    actor_decay: float = 0.0
-    actor_radius: float = 120.0
+    actor_decay: float = 0.1
+    actor_radius: float = math.inf
     advantage_scale: float | None = None
     scale_iterations: int = 5
     visit_floor: float = 0.1
@@ -145,9 +166,10 @@ class Config:
     features: Literal["distribution", "mass"] = "distribution"
     critic_law: Literal["nu", "sigma"] = "sigma"
     thinning: int = 1
+    replay: int = 0
     sampler: Literal["visitation", "chain"] = "chain"
     n_draws: int = 256
-    reward_scale: float = 1.0
+    reward_scale: float | None = None
     n_replicas: int = 16
     n_iterations: int = 100
     evaluate_every: int = 10
@@ -165,20 +187,24 @@ class Config:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("n_replicas", "n_iterations", "scale_iterations", "checkpoint_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("k", "evaluate_every", "seed", "actor_decay", "visit_floor"):
+        self._require("n_knots", self.n_knots >= 2, "at least 2")
+        for name in ("k", "evaluate_every", "seed", "replay", "actor_decay", "visit_floor"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("tau", "input_scale", "actor_rate", "critic_rate", "reward_scale"):
+        for name in ("tau", "input_scale", "ridge", "actor_rate", "critic_rate"):
             self._require(name, 0.0 < getattr(self, name) < math.inf, "a finite number > 0")
         self._require("actor_decay", self.actor_decay < math.inf, "a finite number >= 0")
         for name in ("actor_radius", "critic_radius"):
             self._require(name, getattr(self, name) > 0.0, "a number > 0")
-        for name in ("density_scale", "advantage_scale"):
+        for name in ("density_scale", "advantage_scale", "reward_scale"):
             value = getattr(self, name)
             self._require(name, value is None or 0.0 < value < math.inf, "a finite number > 0")
         self._require("seed", self.seed < 2**63, "below 2^63")
         self._require("width", not self.symmetric or self.width % 2 == 0, "even (symmetric=True)")
-        pair = {"marginal": "costate", "score": "q"}[self.actor]
-        self._require("critic", self.critic == pair, f"{pair!r} with actor={self.actor!r}")
+        self._require(
+            "critic",
+            (self.critic == "q") == (self.actor == "score"),
+            f"{'q' if self.actor == 'score' else 'costate or value'} with actor={self.actor!r}",
+        )
         self._require(
             "family",
             self.family == "softmax" or self.actor == "score",
@@ -238,6 +264,7 @@ class Config:
             "symmetric": False,
             "natural": False,
             "actor_rate": n_iterations**-0.5,
+            "actor_decay": 0.0,
             "actor_radius": 1.0,
             "critic_rate": min((1.0 - discount) / 8.0, critic_steps**-0.5),
             "critic_normalized": False,
@@ -254,6 +281,68 @@ class Config:
             "reward_scale": reward_scale,
         }
         return cls(**{**fields, **changes})
+
+    def unmet_conditions(self, model: NetworkedModel) -> list[str]:
+        """Say which conditions of Theorem 5.10 this config does not meet for a model.
+
+        Nothing is enforced: the widths that the theorem asks for are out of reach. Constants that
+        the theorem hides in `Omega` are taken as 1. What cannot be computed, Assumptions 5.2 and
+        5.5 to 5.9, is not looked at.
+
+        Parameters
+        ----------
+        model
+            Gives `gamma`, `|A|`, the balls, and `reward_range`.
+
+        Returns
+        -------
+        list of str
+            A sentence for each condition that fails; empty if all hold.
+        """
+        gamma, iterations, k = model.discount, self.n_iterations, self.k
+        ball = int(np.diff(model.graph.balls(k).indptr).max())
+        unmet = []
+
+        def need(holds: bool, sentence: str) -> None:
+            if not holds:
+                unmet.append(sentence)
+
+        paper = Config.theory(
+            gamma, n_iterations=iterations, critic_steps=self.critic_steps, reward_scale=1.0
+        )
+        free = {"width", "k", "n_draws", "reward_scale", "seed", "dtype", "evaluate_every"}
+        free |= {"checkpoint_every", "thinning", "n_replicas", "sampler"}
+        # fields that nothing reads with the paper's actor
+        free |= {"segment", "critic_epochs", "visit_floor", "scale_iterations", "n_knots", "ridge"}
+        free |= {"advantage_scale", "natural"}
+        for field in dataclasses.fields(self):
+            mine, wanted = getattr(self, field.name), getattr(paper, field.name)
+            need(
+                field.name in free or mine == wanted,
+                f"{field.name}: Theorem 5.10 is about {wanted!r}, this is {mine!r}",
+            )
+        need(
+            self.critic_steps >= self.width,
+            f"T_critic = Omega(M): critic_steps = {self.critic_steps}, width = {self.width}",
+        )
+        width = (ball * model.n_actions) ** 5 * iterations**8
+        need(
+            self.width >= width,
+            f"M = Omega((f(k) |A|)^5 T_actor^8) = {width:.3g}: width = {self.width}",
+        )
+        largest = iterations ** (-2.0 / k) if k else float(iterations == 1)
+        need(
+            gamma <= largest,
+            f"gamma <= T_actor^(-2/k) = {largest:.3g}: discount = {gamma}, k = {k}",
+        )
+        bound = max(abs(x) for x in model.reward_range)
+        scale = 1.0 if self.reward_scale is None else self.reward_scale
+        need(
+            scale * bound <= (1.0 - gamma) * (1.0 + 1e-12),
+            f"|Q_s| <= R = 1 (Assumption 5.1) needs reward_scale max |r_s| <= 1 - gamma = "
+            f"{1.0 - gamma:.3g}: reward_scale max |r_s| = {scale * bound:.3g}",
+        )
+        return unmet
 
     def to_toml(self) -> str:
         """Return the fields as TOML; None is left out."""

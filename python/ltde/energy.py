@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ltde.arguments import integer, seed_number
 from ltde.compositions import compositions
-from ltde.network_policy import NetworkPolicy, as_array, as_tensor, at_vertices, masked_softmax
+from ltde.individual import IndividualEnergy
+from ltde.network_policy import NetworkPolicy, as_array, as_tensor
 from ltde.networks import features, forward
-from ltde.policy import Counts, IndividualPolicy, as_actions, as_counts
+from ltde.policy import Counts, as_actions, as_counts
 
 if TYPE_CHECKING:
     from ltde.model import NetworkedModel
@@ -108,6 +109,11 @@ class EnergyPolicy(NetworkPolicy):
         self.enumeration_limit = integer("enumeration_limit", enumeration_limit, 1, 2**31)
         self.rejection_attempts = integer("rejection_attempts", rejection_attempts, 1, 2**31)
         self.chain_moves = integer("chain_moves", chain_moves, 1, 2**26)
+
+    @property
+    def family(self) -> str:
+        """`"energy"`."""
+        return "energy"
 
     def log_weight(
         self, counts: ArrayLike, actions: ArrayLike, n_agents: ArrayLike | None = None
@@ -266,7 +272,7 @@ class EnergyPolicy(NetworkPolicy):
 
     def individual(
         self, n_agents: int, formula: Literal["mean", "dirac"] = "mean"
-    ) -> IndividualPolicy:
+    ) -> IndividualEnergy:
         """Return a policy of one agent, `(state, density) -> (A,)`, with the present weights.
 
         Parameters
@@ -282,22 +288,7 @@ class EnergyPolicy(NetworkPolicy):
         total = integer("n_agents", n_agents, 1, 2**53 + 1)
         if formula not in ("mean", "dirac"):
             raise ValueError(f'formula: expected "mean" or "dirac", got {formula!r}')
-        frozen = copy.deepcopy(self)
-        theta, b, mask = (as_array(x) for x in (frozen.theta, frozen.b, frozen.action_mask))
-
-        def individual(state: int, density: float, /) -> NDArray[np.float64]:
-            n = max(1, round(total * density))
-            if formula == "dirac":
-                x = frozen.density_scale * density
-                output = at_vertices(theta[state], b[state], x, frozen.input_scale)
-                return masked_softmax(frozen.tau / n * output, mask[state])
-            counts = np.zeros(frozen.n_states, np.int64)
-            counts[state] = n
-            # n agents at this density, whatever N it stands for
-            mean = frozen.mean_action(counts, n / density if density > 0.0 else math.inf)
-            return as_array(mean[state])
-
-        return individual
+        return IndividualEnergy(copy.deepcopy(self).cpu(), total, formula)
 
     def diagnose(
         self,
@@ -351,6 +342,10 @@ class EnergyPolicy(NetworkPolicy):
 
     def _effort(self) -> tuple[int, int, int]:
         return self.enumeration_limit, self.rejection_attempts, self.chain_moves
+
+    def _settings(self) -> dict[str, float]:
+        names = ("enumeration_limit", "rejection_attempts", "chain_moves")
+        return {**super()._settings(), **dict(zip(names, self._effort(), strict=True))}
 
     def _zeta(self, checked: Counts, team: Tensor) -> Tensor:
         """Return the scaled inputs `(mu(s), h(s))`, `(..., S, 1 + A)` in float64."""

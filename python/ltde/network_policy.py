@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ltde import _core
+from ltde import _core, checkpoint
 from ltde.arguments import integer, positive, seed_number
 from ltde.networks import initial_weights
 from ltde.policy import Counts, as_counts, draw_actions
@@ -17,7 +19,7 @@ from ltde.policy import Counts, as_counts, draw_actions
 if TYPE_CHECKING:
     from ltde.model import NetworkedModel
 
-__all__ = ["NetworkPolicy", "as_array", "as_tensor", "at_vertices", "masked_softmax"]
+__all__ = ["NetworkPolicy", "as_array", "as_tensor"]
 
 
 class NetworkPolicy(nn.Module):
@@ -87,6 +89,60 @@ class NetworkPolicy(nn.Module):
         """True: the policy does not depend on time."""
         return True
 
+    @property
+    def family(self) -> str:
+        """Name of the family in files."""
+        raise NotImplementedError("use SoftmaxPolicy or EnergyPolicy")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy into one file (safetensors with a small JSON), atomically.
+
+        Parameters
+        ----------
+        path
+            The file, such as `"policy.safetensors"`; its folder must exist.
+        """
+        self._check()
+        tensors = {"theta": self.theta, "b": self.b, "action_mask": self.action_mask}
+        checkpoint.write(path, tensors, {"family": self.family, **self._settings()})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote: the same law and the same draws, on the CPU. No model is needed.
+
+        `NetworkPolicy.load` returns a policy of either family.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no file.
+        ValueError
+            Naming the file, if it is damaged, or holds a policy of another family or none.
+        """
+        from ltde.energy import EnergyPolicy
+        from ltde.softmax import SoftmaxPolicy
+
+        families = {"softmax": SoftmaxPolicy, "energy": EnergyPolicy}
+        needs = ("family", "tau", "density_scale", "input_scale", "theta", "b", "action_mask")
+        tensors, info = checkpoint.read(path, needs)
+        name = info.pop("family")
+        family = families.get(name)
+        if family is None or not issubclass(family, cls):
+            raise ValueError(f"{path}: expected a {cls.__name__}, got a policy of family {name!r}")
+        theta, mask = tensors["theta"], tensors["action_mask"].numpy()
+        sizes: Any = SimpleNamespace(
+            n_states=mask.shape[0], n_actions=mask.shape[1], action_mask=mask
+        )
+        policy = family(sizes, theta.shape[1], dtype=theta.dtype, **info)
+        policy.theta = nn.Parameter(theta)
+        policy.b = tensors["b"]
+        return policy
+
     def sample(
         self, counts: ArrayLike, seed: int, n_agents: ArrayLike | None = None
     ) -> NDArray[np.int64]:
@@ -123,6 +179,10 @@ class NetworkPolicy(nn.Module):
             self._effort(),
         )
 
+    def _settings(self) -> dict[str, float]:
+        """Return the arguments of the constructor that a file keeps beside the tensors."""
+        return {name: getattr(self, name) for name in ("tau", "density_scale", "input_scale")}
+
     def _effort(self) -> tuple[int, int, int] | None:
         """Return what an energy-based policy may spend on a draw."""
         return None
@@ -155,23 +215,6 @@ class NetworkPolicy(nn.Module):
             f"tau={self.tau:g}, density_scale={self.density_scale:g}, "
             f"input_scale={self.input_scale:g}"
         )
-
-
-def at_vertices(
-    theta: NDArray[Any], b: NDArray[Any], density: float, unit: float
-) -> NDArray[np.float64]:
-    """Return `f` of one state at `unit * (density, e_a)` for every action."""
-    row = theta.astype(np.float64)
-    z = unit * (density * row[:, :1] + row[:, 1:])
-    output: NDArray[np.float64] = b @ np.maximum(z, 0.0) / len(z) ** 0.5
-    return output
-
-
-def masked_softmax(logits: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the softmax of the allowed entries of `logits (A,)`; the others are 0."""
-    weights = np.where(mask, np.exp(logits - logits[mask].max()), 0.0)
-    row: NDArray[np.float64] = weights / weights.sum()
-    return row
 
 
 def as_array(tensor: Tensor) -> NDArray[Any]:

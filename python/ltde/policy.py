@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ltde import _core
 from ltde.arguments import seed_number
+from ltde.individual import IndividualTable
 
 if TYPE_CHECKING:
     from ltde.model import NetworkedModel
@@ -315,7 +316,7 @@ class TabularPolicy:
             raise ValueError("probs: the policy changes with time; use TabularPolicy(probs[t])")
         return self._probs
 
-    def individual(self) -> IndividualPolicy:
+    def individual(self) -> IndividualTable:
         """Return the policy of one agent: `(state, density) -> (A,)`.
 
         Raises
@@ -325,13 +326,7 @@ class TabularPolicy:
         """
         if not self.stationary:
             raise ValueError("probs: a policy that changes with time has no individual policy")
-        table = self._probs
-
-        def individual(state: int, density: float, /) -> NDArray[np.float64]:
-            row: NDArray[np.float64] = table[state]
-            return row
-
-        return individual
+        return IndividualTable(self._probs)
 
     def __repr__(self) -> str:
         """Show the shape."""

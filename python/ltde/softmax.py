@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ltde.individual import IndividualSoftmax
 from ltde.multinomial import multinomial_log_prob
-from ltde.network_policy import NetworkPolicy, as_array, as_tensor, at_vertices, masked_softmax
-from ltde.policy import Counts, IndividualPolicy, as_actions, as_counts
+from ltde.network_policy import NetworkPolicy, as_array, as_tensor
+from ltde.policy import Counts, as_actions, as_counts
 
 __all__ = ["SoftmaxPolicy"]
 
@@ -53,6 +53,11 @@ class SoftmaxPolicy(NetworkPolicy):
     >>> policy.individual()(0, 0.25)
     array([0.33333333, 0.33333333, 0.33333333])
     """
+
+    @property
+    def family(self) -> str:
+        """`"softmax"`."""
+        return "softmax"
 
     def outputs(self, counts: ArrayLike, n_agents: ArrayLike | None = None) -> Tensor:
         """Return `f((mu(s), e_a); theta_s)` for every action.
@@ -147,16 +152,10 @@ class SoftmaxPolicy(NetworkPolicy):
             by_density = by_action.sum(-1) * self._density(checked).unsqueeze(-1)
             return torch.cat([by_density.unsqueeze(-1), self.input_scale * by_action], dim=-1)
 
-    def individual(self) -> IndividualPolicy:
+    def individual(self) -> IndividualSoftmax:
         """Return the policy of one agent, `(state, density) -> (A,)`, with the present weights."""
         theta, b, mask = (as_array(x).copy() for x in (self.theta, self.b, self.action_mask))
-        tau, unit, scale = self.tau, self.input_scale, self.density_scale
-
-        def individual(state: int, density: float, /) -> NDArray[np.float64]:
-            output = at_vertices(theta[state], b[state], scale * density, unit)
-            return masked_softmax(tau * output, mask[state])
-
-        return individual
+        return IndividualSoftmax(theta, b, mask, self.tau, self.density_scale, self.input_scale)
 
     def _logits(self, counts: ArrayLike, n_agents: ArrayLike | None) -> Tensor:
         """Return `tau f` of the allowed actions and `-inf` for the others."""

@@ -4,7 +4,8 @@
 //! q(y, a; mu) = r(y, mu(N_y), a) + gamma sum_j P(j | y, mu(N_y), a) lambda'_j, lambda' held fixed,
 //! the costate at mu is lambda_s = (G(mu + h e_s) - G(mu)) / h: for h = 1/N the exact one-agent
 //! difference, for small h the derivative. Only y in N_s contribute, so a costate is local; it
-//! holds what the agent earns itself and what its presence does to its neighbours.
+//! holds what the agent earns itself and what its presence does to its neighbours. At finite N mu
+//! is the density of the other N - 1 agents: the one more is the one that chooses.
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -17,7 +18,7 @@ use crate::watch::Watch;
 /// A recorded segment: T steps of B replicas.
 #[derive(Debug, Clone, Copy)]
 pub struct Segment<'a> {
-    /// mu_t (T + 1, B, S).
+    /// mu_t of the other agents (T + 1, B, S).
     pub densities: &'a [f64],
     /// (T, B): densities\[t + 1\] is a fresh draw, not the successor of densities\[t\].
     pub restarted: &'a [bool],
@@ -34,9 +35,10 @@ pub struct Segment<'a> {
 pub struct CostateRecord<'a> {
     /// lambda_s(mu_t) (T, B, S); at a restart the critic's own.
     pub targets: &'a mut [f64],
-    /// q(s, a; mu_t) (T, B, S, A), 0 for masked actions and at a restart.
+    /// q(s, a; mu_t + h e_s) (T, B, S, A), of one more agent in s; 0 for masked actions and at a
+    /// restart.
     pub values: &'a mut [f64],
-    /// pi(a | s, mu_t(s)) (T, B, S, A).
+    /// pi(a | s, mu_t(s) + h) (T, B, S, A).
     pub probs: &'a mut [f64],
 }
 
@@ -100,6 +102,8 @@ struct Passing<'a, P> {
     prob: Vec<f64>,
     reward: Vec<f64>,
     pi: Vec<f64>,
+    /// pi(a | y, mu(y)) of every state (S, A).
+    base: Vec<f64>,
     /// sum_a pi(a | y, mu(y)) q(y, a; mu) of every state.
     mean: Vec<f64>,
 }
@@ -116,6 +120,7 @@ impl<'a, P: TeamPolicy> Passing<'a, P> {
             prob: vec![0.0; degree * actions],
             reward: vec![0.0; actions],
             pi: vec![0.0; actions],
+            base: vec![0.0; model.graph.n_states() * actions],
             mean: vec![0.0; model.graph.n_states()],
         }
     }
@@ -124,6 +129,7 @@ impl<'a, P: TeamPolicy> Passing<'a, P> {
         let Segment {
             restarted,
             n_replicas,
+            step: h,
             ..
         } = self.segment;
         let mut next = self.critic(part.len()).to_vec();
@@ -133,7 +139,7 @@ impl<'a, P: TeamPolicy> Passing<'a, P> {
                 for (s, probs) in probs.chunks_mut(self.model.n_actions).enumerate() {
                     let pi = self
                         .policy
-                        .mean_action(self.cell(t, s, density[s]), &mut self.pi);
+                        .mean_action(self.cell(t, s, density[s] + h), &mut self.pi);
                     probs.copy_from_slice(pi);
                 }
                 next.copy_from_slice(self.critic(t));
@@ -176,22 +182,16 @@ impl<'a, P: TeamPolicy> Passing<'a, P> {
     ) -> Result<()> {
         let (model, density, h) = (self.model, self.density(t), self.segment.step);
         let actions = model.n_actions;
-        for (y, (values, probs)) in values
-            .chunks_mut(actions)
-            .zip(probs.chunks_mut(actions))
-            .enumerate()
-        {
+        let mut row = vec![0.0; actions];
+        for (y, &here) in density.iter().enumerate() {
             if watch.tick() {
                 return Err(Error::Interrupted);
             }
-            self.values(t, y, None, costates, values)?;
-            let pi = self
-                .policy
-                .mean_action(self.cell(t, y, density[y]), &mut self.pi);
-            probs.copy_from_slice(pi);
-            self.mean[y] = dot(probs, values);
+            self.values(t, y, None, costates, &mut row)?;
+            let pi = self.policy.mean_action(self.cell(t, y, here), &mut self.pi);
+            self.base[y * actions..][..actions].copy_from_slice(pi);
+            self.mean[y] = dot(pi, &row);
         }
-        let mut row = vec![0.0; actions];
         let mut shifted = vec![0.0; density.len()];
         for y in 0..density.len() {
             if watch.tick() {
@@ -206,11 +206,14 @@ impl<'a, P: TeamPolicy> Passing<'a, P> {
                 self.values(t, y, Some(i), costates, &mut row)?;
                 let mean = if s == y {
                     let cell = self.cell(t, y, density[y] + h);
-                    let mean = dot(self.policy.mean_action(cell, &mut self.pi), &row);
+                    let pi = self.policy.mean_action(cell, &mut self.pi);
+                    let mean = dot(pi, &row);
                     shifted[s] += mean; // the one more agent's own
+                    values[y * actions..][..actions].copy_from_slice(&row);
+                    probs[y * actions..][..actions].copy_from_slice(pi);
                     mean
                 } else {
-                    dot(&probs[y * actions..][..actions], &row)
+                    dot(&self.base[y * actions..][..actions], &row)
                 };
                 shifted[s] += density[y] * (mean - self.mean[y]) / h;
             }
