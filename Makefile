@@ -57,6 +57,7 @@ bench: build  ## Measure speed beside peers and fill docs/performance.md
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/actors.py
 	cargo bench --locked
 
 wheel: $(VENV)/.venv  ## Build the wheel into dist/

@@ -34,17 +34,17 @@ def ring_local(s, mu, node, edge, prob, reward):
     reward[1] = reward[0] - 0.1
 
 
-def ring():
-    """Congestion on a one-way ring of 4 states of unequal worth."""
-    graph = ltde.Graph.ring(4)
-    ahead = [float((j - s) % 4) for s in range(4) for j in graph.neighbors(s)]
+def ring(n_states=4):
+    """Congestion on a one-way ring of states of unequal worth."""
+    graph = ltde.Graph.ring(n_states)
+    ahead = [float((j - s) % n_states) for s in range(n_states) for j in graph.neighbors(s)]
     return ltde.NetworkedModel(
         graph,
         2,
         ring_local,
-        node=np.array([[0.0], [1.0], [0.0], [2.0]]),
+        node=np.resize([0.0, 1.0, 0.0, 2.0], n_states)[:, None],
         edge=np.array(ahead)[:, None],
-        initial=np.full(4, 0.25),
+        initial=np.full(n_states, 1.0 / n_states),
         discount=0.9,
     )
 

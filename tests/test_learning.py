@@ -97,3 +97,76 @@ def test_the_best_are_the_best(name):
         for start in starts
     ]
     assert -min(one.fun for one in found) == pytest.approx(high, rel=1e-4)
+
+
+@pytest.mark.parametrize("n_agents", [10**6, math.inf])
+def test_it_learns_at_any_number_of_agents(n_agents):
+    # 14.9 of the 15.1 that long runs reach; the uniform policy has 5.9
+    model = solvable.ring(16)
+    config = ltde.Config.practical(n_iterations=50)
+    result = ltde.LTDENeuralAC(model, n_agents, config, threads=1).fit()
+    assert ltde.evaluate(model, uniform(model), n_agents, seed=1).mean < 6.5
+    reached = ltde.evaluate(model, result.best, n_agents, seed=1)
+    assert reached.mean > 14.5
+    # the same policy with a thousand agents, without retraining
+    assert ltde.evaluate(model, result.best, 1000, seed=1).mean > 14.0
+
+
+def errand_local(s, mu, node, edge, prob, reward):
+    """Head for a neighbour; crowds slow the way and cost; worth, prices and slowness differ."""
+    n, here = mu.size, 0
+    for i in range(n):
+        if edge[i, 0] == 1.0:
+            here = i
+    for a in range(prob.shape[0]):
+        to = a % n
+        arrive = edge[to, 1] / (1.0 + node[2] * mu[to])
+        prob[a, here] += 1.0 - arrive
+        prob[a, to] += arrive
+        reward[a] = node[0] - node[1] * mu[here]
+        if to != here:
+            reward[a] -= edge[to, 2]
+
+
+def errands(seed):
+    """Return a random network and model; rewards of any size, hubs, discounts up to 0.99."""
+    rng = generator(f"errands {seed}")
+    n = int(rng.integers(5, 40))
+    tree = [[i, int(rng.integers(0, i))] for i in range(1, n)]
+    more = rng.integers(0, n, (n // 2, 2)).tolist()
+    graph = [ltde.Graph.ring(n), ltde.Graph(n, tree + more), ltde.Graph.grid(2, n)][seed % 3]
+    n, degrees = graph.n_states, np.diff(graph.indptr)
+    n_actions = int(min(6, degrees.max()))
+    size = rng.choice([0.01, 1.0, 100.0])
+    node = rng.exponential(size=(n, 3)) * [size, size * rng.choice([1, 10, n]), n]
+    node[:, 2] *= rng.choice([0.0, 0.3])
+    own = np.concatenate([graph.neighbors(s) == s for s in range(n)])
+    edge = np.stack(
+        [own, rng.uniform(0.3, 1.0, len(own)), 0.1 * size * rng.exponential(size=len(own))], axis=1
+    )
+    return ltde.NetworkedModel(
+        graph,
+        n_actions,
+        errand_local,
+        node=node,
+        edge=edge,
+        action_mask=np.arange(n_actions) < degrees[:, None],
+        initial=rng.dirichlet(np.ones(n)),
+        discount=float(rng.choice([0.8, 0.95, 0.99])),
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_networks(seed):
+    # Without any setting: better than uniform, and than taking the best immediate reward.
+    model = errands(seed)
+    n_agents = 1000
+    result = ltde.LTDENeuralAC(model, n_agents, ltde.Config.practical(n_iterations=50)).fit()
+    reached = ltde.evaluate(model, result.best, n_agents, seed=1)
+    plain = ltde.evaluate(model, uniform(model), n_agents, seed=1)
+    gain = reached.minus(plain)
+    assert gain.interval[0] > 0.0
+    reward = model.evaluate(np.full(model.n_states, 1.0 / model.n_states))[1]
+    greedy = np.where(model.action_mask, reward, -np.inf).argmax(1)
+    myopic = ltde.evaluate(model, np.eye(model.n_actions)[greedy], n_agents, seed=1)
+    assert reached.minus(myopic).interval[0] > 0.0
