@@ -23,7 +23,7 @@ $(VENV)/.built: $(VENV)/.venv pyproject.toml $(RUST)
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	touch $@
 
-demo: build  ## Simulate the Sioux Falls road network from 100 agents to infinitely many
+demo: build  ## Learn to route through Sioux Falls, and drive with 100 to infinitely many agents
 	$(BIN)/python examples/sioux_falls.py
 
 test: test-rust test-python  ## Run the Rust and the Python tests

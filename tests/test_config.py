@@ -15,7 +15,13 @@ THEORY = {"n_iterations": 400, "critic_steps": 10_000, "reward_scale": 0.1}
 PRESETS = {
     "practical": Config.practical(),
     "changed": Config.practical(
-        width=10, tau=1e-5, k=3, density_scale=2.5, advantage_scale=1e-300, visit_floor=math.inf
+        width=10,
+        tau=1e-5,
+        k=3,
+        density_scale=2.5,
+        advantage_scale=1e-300,
+        natural=False,
+        visit_floor=math.inf,
     ),
     "projected": Config.practical(critic_radius=3.0, actor_radius=math.inf, dtype="float64"),
     "score": Config.practical(**SCORE, family="energy", features="mass", seed=2**63 - 1),
@@ -220,6 +226,7 @@ def test_wrong_type(name, value):
         ("family", {"family": "energy"}),
         ("n_draws", {**SCORE, "n_draws": 100}),
         ("n_draws", {**SCORE, "n_replicas": 512}),
+        ("visit_floor", {"visit_floor": math.inf}),
         ("width", {"width": 1}),
         ("width", {**SCORE, "width": 9}),
     ],

@@ -61,14 +61,16 @@ def test_sioux_falls_gives_the_minutes_of_the_references(tmp_path):
         if found:
             numbers = found[2].replace("+-", " ").split()
             table[found[1]] = [float(number) for number in numbers]
-    uniform, shortest, myopic, _ = table["inf"]
+    uniform, shortest, myopic, learned, _ = table["inf"]
     assert abs(uniform - 77.53) < 0.02
     assert abs(shortest - 15.12) < 0.02
     assert abs(myopic - 12.89) < 0.02
+    # 9.7 here; other processors round the training otherwise
+    assert 9.2 < learned < 10.0
     # Ten standard errors: with 8 replicas the printed half width is itself rough.
-    means, halves = np.array(table["1,000,000"][:6]).reshape(3, 2).T
+    means, halves = np.array(table["1,000,000"][:8]).reshape(4, 2).T
     assert (halves > 0).all()
-    assert (np.abs(means - table["inf"][:3]) < 0.02 + 5 * halves).all()
+    assert (np.abs(means - table["inf"][:4]) < 0.02 + 5 * halves).all()
     assert table["100"][0] > uniform + 10  # few heavy agents jam the roads
     assert "100 states" in printed
     picture = tmp_path / "run" / "sioux_falls.png"

@@ -76,8 +76,10 @@ class Config:
     scale_iterations
         Iterations over which that scale is measured.
     visit_floor
-        With `actor="marginal"`: the step of `s` is divided by its mean density, at least
-        `visit_floor / |S|`. `inf` divides by nothing.
+        With `actor="marginal"`: states with a mean density far below `visit_floor / |S|` step less.
+        The step of `s` is divided by its mean density, but at least by that; with `natural`, the
+        samples of `s` weigh `v / (v + visit_floor / |S|)` against `ridge`, `v` its mean density.
+        `inf` divides by nothing, and goes with `natural=False` only.
     critic_rate
         Step of the critic, `eta_critic`.
     critic_normalized
@@ -209,6 +211,11 @@ class Config:
             "family",
             self.family == "softmax" or self.actor == "score",
             "'softmax' with actor='marginal': the one-agent gradient needs independent agents",
+        )
+        self._require(
+            "visit_floor",
+            self.visit_floor < math.inf or not (self.natural and self.actor == "marginal"),
+            "a finite number with natural=True",
         )
         self._require(
             "n_draws",
