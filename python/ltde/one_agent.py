@@ -53,10 +53,14 @@ class OneAgentLearner(Learner):
         rollout = self.simulator.rollout(policy, config.segment, restart="chain", record=record)
         density = recorded(rollout.counts) / (self.n_agents if self.n_agents < math.inf else 1.0)
         # what the policy reads where an agent chooses, and what the critics read
-        own, others = density, density
+        own, others, weight = density, density, density
         if config.critic == "costate":
             if exact:
-                others = density - self.tagged(rollout, iteration) / self.n_agents
+                tagged = self.tagged(rollout, iteration)
+                others = density - tagged / self.n_agents
+                # The gradient asks for the agent where it is: less bias, more variance. The natural
+                # gradient fits the advantages of all states, whatever the weights.
+                weight = density if config.natural else tagged
             own = np.where(density > 0.0, others + self.step, 0.0)
         steps, replicas, states = density.shape[0] - 1, density.shape[1], density.shape[2]
         targets = np.empty((steps, replicas, states))
@@ -73,7 +77,7 @@ class OneAgentLearner(Learner):
                 values, probs = self._value_block(density, rollout, part, iteration)
             else:
                 values, probs = self._costate_block(others, rollout, part, targets)
-            mass = density[part] * ~rollout.restarted[part][..., None]
+            mass = weight[part] * ~rollout.restarted[part][..., None]
             mu = torch.from_numpy(mass.reshape(-1, states)).to(self.device)
             pi = torch.from_numpy(probs).to(self.device)
             advantage = advantages(torch.from_numpy(values).to(self.device), pi, policy.action_mask)

@@ -166,8 +166,8 @@ class LTDENeuralAC:
         run_dir
             Folder for `config.toml`, `metrics.jsonl` and a checkpoint every
             `config.checkpoint_every` iterations, written atomically: `load` goes on from it with
-            the same bits, whenever the process ends. After Ctrl-C, or any error, this trainer is
-            where its last whole iteration ended.
+            the same bits, whenever the process ends. Ctrl-C saves, and says how to go on. After it,
+            or any error, this trainer is where its last whole iteration ended.
         progress
             Whether to show a progress bar (extra `log`); None shows one where standard error is a
             terminal and `rich` is installed.
@@ -190,27 +190,30 @@ class LTDENeuralAC:
         if folder is not None:
             self._open(folder)
         with _one_torch_thread(), _bar(progress, total, self.iteration) as bar:
-            while self.iteration < total:
-                before = self._state()
-                try:
-                    metrics = self._iterate()
-                except BaseException:
-                    # as if the iteration had not begun
-                    self._restore(*before)
-                    raise
-                self.metrics.append(metrics)
-                if bar is not None:
-                    bar.update(metrics)
-                if folder is not None:
-                    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(metrics) + "\n")
-                    last = self.iteration == total
-                    if last or self.iteration % self.config.checkpoint_every == 0:
-                        self.save(folder)
-                if any([callback(self, metrics) is True for callback in callbacks]):
+            try:
+                while self.iteration < total:
+                    metrics = self._whole_iteration()
+                    if bar is not None:
+                        bar.update(metrics)
                     if folder is not None:
-                        self.save(folder)
-                    break
+                        with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                            file.write(json.dumps(metrics) + "\n")
+                        last = self.iteration == total
+                        if last or self.iteration % self.config.checkpoint_every == 0:
+                            self.save(folder)
+                    if any([callback(self, metrics) is True for callback in callbacks]):
+                        if folder is not None:
+                            self.save(folder)
+                        break
+            except KeyboardInterrupt as error:
+                if folder is not None:
+                    self._write_metrics(folder)
+                    self.save(folder)
+                    error.add_note(
+                        f"{self.iteration} iterations are saved; go on with "
+                        f"ltde.LTDENeuralAC.load({str(folder)!r}, model)"
+                    )
+                raise
         return TrainingResult(self.policy, self.best_policy(), list(self.metrics))
 
     def best_policy(self) -> NetworkPolicy:
@@ -222,6 +225,18 @@ class LTDENeuralAC:
         return policy
 
     # ---- one iteration ----------------------------------------------------------------------
+
+    def _whole_iteration(self) -> dict[str, Any]:
+        """Do an iteration and note its metrics, or nothing at all."""
+        before = self._state()
+        try:
+            metrics = self._iterate()
+            self.metrics.append(metrics)
+        except BaseException:
+            self._restore(*before)
+            del self.metrics[self.iteration :]
+            raise
+        return metrics
 
     def _iterate(self) -> dict[str, Any]:
         start = time.perf_counter()
@@ -310,6 +325,10 @@ class LTDENeuralAC:
         self._best = None if best is None else (best, tensors["best_theta"].to(device))
         self.learner.restore(tensors, info["learner"])
 
+    def _write_metrics(self, folder: Path) -> None:
+        lines = [json.dumps(row) + "\n" for row in self.metrics]
+        checkpoint.write_text(folder / "metrics.jsonl", "".join(lines))
+
     def _open(self, folder: Path) -> None:
         """Make the run directory ready: metrics end where this trainer stands."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -321,8 +340,7 @@ class LTDENeuralAC:
             )
         self._folder = folder.resolve()
         checkpoint.write_text(folder / "config.toml", self.config.to_toml())
-        lines = [json.dumps(row) + "\n" for row in self.metrics]
-        checkpoint.write_text(folder / "metrics.jsonl", "".join(lines))
+        self._write_metrics(folder)
         if not path.exists():
             self.save(folder)
 
