@@ -329,7 +329,9 @@ def draw_map(figure: Figure, axes: Axes, network: Network, peak: Floats) -> None
         axes.text(x, y, node, ha="center", va="center_baseline", fontsize=8, color=colour, zorder=4)
     axes.set(xlim=(-0.4, 9.15), ylim=(-0.4, 9.4), aspect="equal")
     axes.axis("off")
-    axes.set_title(f"Peak load, learned routes to node {DESTINATION} (grey: hardly used)", fontsize=11)
+    axes.set_title(
+        f"Peak load, learned routes to node {DESTINATION} (grey: hardly used)", fontsize=11
+    )
     bar = figure.colorbar(
         ScalarMappable(norm, colours), ax=axes, orientation="horizontal", shrink=0.8, pad=0.02
     )

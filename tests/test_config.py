@@ -181,6 +181,7 @@ OUT_OF_RANGE = [
     ("actor_decay", math.inf),  # inf * 0 at the first iteration
     ("seed", 2**63),
     ("n_knots", 1),
+    ("replay", 1),
     ("width", 7),
 ]
 WRONG_TYPE = [

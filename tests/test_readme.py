@@ -1,5 +1,6 @@
 """The code of the README runs as it stands."""
 
+import doctest
 import re
 import subprocess
 import sys
@@ -32,3 +33,10 @@ def test_every_make_target_of_the_readme_exists():
     assert {"demo", "test", "bench"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
+
+
+@pytest.mark.checkout
+def test_the_guide_to_training_runs():
+    failed, tried = doctest.testfile(str(ROOT / "docs" / "training.md"), module_relative=False)
+    assert tried > 10
+    assert failed == 0

@@ -189,6 +189,7 @@ class Config:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("n_replicas", "n_iterations", "scale_iterations", "checkpoint_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("replay", self.replay != 1, "0 or at least 2")
         self._require("n_knots", self.n_knots >= 2, "at least 2")
         for name in ("k", "evaluate_every", "seed", "replay", "actor_decay", "visit_floor"):
             self._require(name, getattr(self, name) >= 0, "at least 0")

@@ -112,9 +112,10 @@ class ScoreLearner(Learner):
             )
             order = range(0, n * thinning, thinning)
             if config.replay:
-                older = zip(self.history, history, strict=True) if self.history else ()
-                joined = [np.concatenate(pair)[-config.replay :] for pair in older] or history
-                self.history = history = tuple(joined)
+                if self.history:
+                    pairs = zip(self.history, history, strict=True)
+                    history = tuple(np.concatenate(pair) for pair in pairs)
+                self.history = history = tuple(part[-config.replay :] for part in history)
                 # a step needs one transition at least; the last time has none
                 times = np.flatnonzero(~history[3].all(1))
                 order = rng.choice(times, n).tolist() if len(times) else range(0)
