@@ -80,7 +80,7 @@ class NaturalGradient:
         floor
             A state with mean weight `v` counts `v / (v + floor)` against the ridge.
         ridge
-            In units of the mean square feature.
+            In units of the mean square of a feature whose neurons are all active.
         """
         policy = self.policy
         theta, unit = policy.theta.detach(), policy.input_scale
@@ -109,11 +109,10 @@ class NaturalGradient:
             kernel = (kernel * (xs[:, :, None] * xs[:, None, :] + same)).double()
             root = root.flatten(1, 2)
             kernel = root[:, :, None] * kernel * root[:, None, :]
-            size_of = kernel.diagonal(dim1=1, dim2=2)
-            level = (unit * unit * (1.0 + xs.double() ** 2) * root**2).sum(1) / (root**2).sum(
-                1
-            ).clamp(min=1e-300)
-            size_of += ridge * level[:, None].clamp(min=1e-300)
+            rows = root * root
+            square = unit * unit * (1.0 + xs.double() ** 2)  # of a feature, all neurons active
+            level = (rows * square).sum(1, keepdim=True) / rows.sum(1, keepdim=True).clamp(1e-300)
+            kernel.diagonal(dim1=1, dim2=2).add_(ridge * level.clamp(min=1e-300))
             wanted = root * mean.flatten(1, 2)
             alpha = torch.linalg.solve(kernel, wanted.unsqueeze(-1)).squeeze(-1) * root
             pull = alpha.to(theta.dtype).unsqueeze(-1) * gate  # (s, G A, M)

@@ -67,7 +67,9 @@ class OneAgentLearner(Learner):
         if config.critic == "value":
             self._value_targets(density, rollout, targets)
         gradient = torch.zeros_like(policy.theta.detach())
-        natural = NaturalGradient(policy, own[:-1].reshape(-1, states), config.n_knots)
+        natural = None
+        if config.natural:
+            natural = NaturalGradient(policy, own[:-1].reshape(-1, states), config.n_knots)
         visits = torch.zeros(states, dtype=torch.float64, device=self.device)
         square = 0.0
         block = max(1, _BLOCK // (replicas * states * self.model.n_actions))
@@ -85,7 +87,7 @@ class OneAgentLearner(Learner):
             weighted = weights * pi
             square += float((weighted * advantage).sum())
             here = torch.from_numpy(own[part].reshape(-1, states)).to(self.device)
-            if config.natural:
+            if natural is not None:
                 natural.add(here, mu, advantage)
             else:
                 gradient += contract(policy, here, config.tau * weighted)
@@ -93,13 +95,13 @@ class OneAgentLearner(Learner):
         n_kept = max(int((~rollout.restarted).sum()), 1)
         scale = self._advantage_scale(math.sqrt(square / max(float(visits.sum()), 1.0)), iteration)
         visits /= n_kept
-        if config.natural:
+        if natural is not None:
             floor = n_kept * config.visit_floor / states
             gradient = natural.direction(floor, config.ridge) * (1.0 / config.tau / scale)
         else:
             gradient /= n_kept * scale
         direction = gradient
-        if config.visit_floor < math.inf and not config.natural:
+        if config.visit_floor < math.inf and natural is None:
             floored = visits + config.visit_floor / states
             # a state that nobody visits has no gradient either
             floored = torch.where(floored > 0.0, floored, 1.0)
@@ -227,7 +229,7 @@ class OneAgentLearner(Learner):
         after = density[part.start + 1 : part.stop + 1].reshape(-1, states)
         values = self.one_agent_values(here, after, landed)
         with torch.no_grad():
-            probs = self.policy.mean_action(here).cpu().numpy()
+            probs = self.policy.mean_action(here, 1.0).cpu().numpy()
         return values, probs
 
     def one_agent_values(

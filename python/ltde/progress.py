@@ -44,9 +44,7 @@ class Progress:
         total = integer("total", total, 0, 2**53)
         done = integer("done", done, 0, total + 1)
         self._bar = progress.Progress(
-            progress.TextColumn("iteration"),
             progress.MofNCompleteColumn(),
-            progress.BarColumn(bar_width=20),
             progress.TextColumn("{task.description}", markup=False),
             progress.TimeRemainingColumn(),
             console=console.Console(stderr=True),
@@ -92,7 +90,7 @@ def _description(metrics: Mapping[str, Any]) -> str:
         parts.append(value)
     elif "J_estimate" in metrics:
         parts.append(f"J ~ {metrics['J_estimate']:.4g}")
-    for name, label in (("critic_error", "critic error"), ("gradient_norm", "gradient")):
+    for name, label in (("critic_error", "error"), ("gradient_norm", "gradient")):
         if name in metrics:
             parts.append(f"{label} {metrics[name]:.3g}")
     seconds = metrics.get("seconds", 0.0)
