@@ -5,6 +5,7 @@
 | ring | leave crowded states, and know that those ahead are crowded too |
 | braess | split between routes; the short cut tempts each agent and harms all (closed network) |
 | line | spread over the states as a target density says |
+| work | stay where the pay is, away from crowds; short-sighted, so that the theory preset learns |
 
 The functions are plain, so numba can compile them.
 """
@@ -129,4 +130,33 @@ def line():
         action_mask=np.array([[True, True], [True, True], [True, False]]),
         initial=np.array([1.0, 0.0, 0.0]),
         discount=0.9,
+    )
+
+
+def work_local(s, mu, node, edge, prob, reward):
+    """Work here, or go on without pay; a crowd earns less each."""
+    here, ahead = 0, 0
+    for i in range(mu.size):
+        if edge[i, 0] == 0.0:
+            here = i
+        if edge[i, 0] == 1.0:
+            ahead = i
+    prob[0, here] = 1.0
+    prob[1, here] = 0.1
+    prob[1, ahead] = 0.9
+    reward[0] = 1.0 - 0.5 * mu[here]
+
+
+def work():
+    """Three places of work on a one-way ring, discount 1/2: for the theory preset."""
+    graph = ltde.Graph.ring(3)
+    ahead = [float((j - s) % 3) for s in range(3) for j in graph.neighbors(s)]
+    return ltde.NetworkedModel(
+        graph,
+        2,
+        work_local,
+        edge=np.array(ahead)[:, None],
+        initial=np.full(3, 1.0 / 3.0),
+        discount=0.5,
+        reward_range=(0.0, 1.0),
     )

@@ -7,6 +7,7 @@ from functools import cache
 import ltde
 import numpy as np
 import pytest
+import solvable
 import torch
 from ltde.exact import ExactSystem
 from models import path_model, ring_model
@@ -352,37 +353,9 @@ def test_without_replay_each_transition_is_taken_once():
 # ---- Theorem 5.10 --------------------------------------------------------------------------------
 
 
-def work_local(s, mu, node, edge, prob, reward):
-    """Work here, or go on without pay; a crowd earns less each."""
-    here, ahead = 0, 0
-    for i in range(mu.size):
-        if edge[i, 0] == 0.0:
-            here = i
-        if edge[i, 0] == 1.0:
-            ahead = i
-    prob[0, here] = 1.0
-    prob[1, here] = 0.1
-    prob[1, ahead] = 0.9
-    reward[0] = 1.0 - 0.5 * mu[here]
-
-
-def work_model():
-    graph = ltde.Graph.ring(3)
-    ahead = [float((j - s) % 3) for s in range(3) for j in graph.neighbors(s)]
-    return ltde.NetworkedModel(
-        graph,
-        2,
-        work_local,
-        edge=np.array(ahead)[:, None],
-        initial=np.full(3, 1.0 / 3.0),
-        discount=0.5,
-        reward_range=(0.0, 1.0),
-    )
-
-
 def theory_gain(seed, learn=True):
     """Return what a run of the theory preset gains in exact J."""
-    model, n_agents = work_model(), 2
+    model, n_agents = solvable.work(), 2
     config = ltde.Config.theory(
         model.discount,
         n_iterations=36,
