@@ -1,9 +1,9 @@
 """Plot the regret of the theory preset: J of the best policy found, less J of the iterates.
 
 The algorithm of the paper with the rates of Theorem 5.10 on the system `work` of
-`tests/solvable.py`, with five seeds; J is exact. The theorem bounds the smallest regret so far by a term that falls like
-T_actor^(-1/4) and by terms that do not fall with T_actor. The reference is the policy that the
-practical preset finds.
+`tests/solvable.py`, with five seeds; J is exact. The theorem bounds the smallest regret so far by a
+term that falls like T_actor^(-1/4) and by terms that do not fall with T_actor. The reference is the
+policy that the practical preset finds.
 
 Run ``python benchmarks/theory_regret.py`` from the root of the repository; ``--help`` lists the
 options. Needs matplotlib and scipy.
