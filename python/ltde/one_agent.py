@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from ltde.value_gains import DifferenceGains, derivative_gains
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ltde.graph import Graph
     from ltde.simulator import Rollout
     from ltde.softmax import SoftmaxPolicy
 
@@ -98,14 +100,10 @@ class OneAgentLearner(Learner):
         if natural is not None:
             floor = n_kept * config.visit_floor / states
             gradient = natural.direction(floor, config.ridge) * (1.0 / config.tau / scale)
+            direction = gradient
         else:
             gradient /= n_kept * scale
-        direction = gradient
-        if config.visit_floor < math.inf and natural is None:
-            floored = visits + config.visit_floor / states
-            # a state that nobody visits has no gradient either
-            floored = torch.where(floored > 0.0, floored, 1.0)
-            direction = gradient / floored[:, None, None].to(gradient.dtype)
+            direction = self._per_visit(gradient, visits)
         self.ascend(direction, iteration)
         error = self._regress(others, targets, rollout.restarted, iteration)
         reward = recorded(rollout.rewards).sum(-1).mean()
@@ -156,15 +154,11 @@ class OneAgentLearner(Learner):
         counts, flows = recorded(rollout.counts), recorded(rollout.flows)
         rng = np.random.default_rng((part_seed(self.config.seed, LANDED), iteration))
         replicas = np.arange(counts.shape[1])
-        degrees = np.diff(graph.indptr)
-        column = np.arange(degrees.max())
         path = np.zeros(counts.shape)
         state = _draw(counts[0], rng)
         path[0, replicas, state] = 1.0
         for t, restarted in enumerate(rollout.restarted):
-            place = graph.indptr[state][:, None] + column
-            inside = column < degrees[state][:, None]
-            place = np.minimum(place, len(graph.indices) - 1)
+            place, inside = _rows(graph, state)
             went = np.where(inside, flows[t][replicas[:, None], place], 0)
             state = graph.indices[graph.indptr[state] + _draw(went, rng)]
             state = np.where(restarted, _draw(counts[t + 1], rng), state)
@@ -257,9 +251,8 @@ class OneAgentLearner(Learner):
         else:
             step = 1.0 / self.n_agents
             now = self.transformed(x)
-            differences = DifferenceGains(self.critic, graph)
             gains = (
-                differences(
+                self._differences(
                     self.critic,
                     self.critic_inputs(x),
                     self.transformed((x - step).clamp(min=0.0)) - now,
@@ -276,14 +269,15 @@ class OneAgentLearner(Learner):
         values: NDArray[np.float64] = reward + self.model.discount * ahead.swapaxes(1, 2)
         return values
 
+    @cached_property
+    def _differences(self) -> DifferenceGains:
+        """Which critics read what; the same for all critics of this learner."""
+        return DifferenceGains(self.critic, self.model.graph)
+
     def landed(self, flows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.intp]:
         """Draw where one agent of each state went, `(n, S)`, from flows `(n, nnz)` in CSR order."""
-        graph = self.model.graph
-        degrees = np.diff(graph.indptr)
-        column = np.arange(degrees.max())
-        place = np.minimum(graph.indptr[:-1, None] + column, len(graph.indices) - 1)
-        parts = np.where(column < degrees[:, None], flows[:, place], 0)
-        return _draw(parts, rng)
+        place, inside = _rows(self.model.graph, np.arange(self.model.n_states))
+        return _draw(np.where(inside, flows[:, place], 0), rng)
 
     def _value_targets(
         self, density: NDArray[np.float64], rollout: Rollout, targets: NDArray[np.float64]
@@ -315,6 +309,15 @@ class OneAgentLearner(Learner):
             # the largest seen: early critics know too little to see all
             self.scale = max(self.scale, size)
         return self.scale if self.scale > 0.0 else 1.0
+
+    def _per_visit(self, gradient: Tensor, visits: Tensor) -> Tensor:
+        """Return the gradient of each state by its mean density `(S,)`, `visit_floor` at least."""
+        if self.config.visit_floor == math.inf:
+            return gradient
+        floored = visits + self.config.visit_floor / len(visits)
+        # a state that nobody visits has no gradient either
+        floored = torch.where(floored > 0.0, floored, 1.0)
+        return gradient / floored[:, None, None].to(gradient.dtype)
 
     def _regress(
         self,
@@ -349,6 +352,14 @@ class OneAgentLearner(Learner):
         if self.config.density_transform == "log1p":
             return scale / (1.0 + scale * density)
         return np.full_like(density, scale)
+
+
+def _rows(graph: Graph, states: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Return where the rows of some states stand in CSR order, and what is no padding, `(n, D)`."""
+    degrees = np.diff(graph.indptr)
+    column = np.arange(degrees.max())
+    place = graph.indptr[states][:, None] + column
+    return np.minimum(place, len(graph.indices) - 1), column < degrees[states][:, None]
 
 
 def _draw(counts: NDArray[Any], rng: np.random.Generator) -> NDArray[np.intp]:
