@@ -10,6 +10,7 @@ import random
 import ltde
 import numpy as np
 import pytest
+from ltde import _core
 from models import MODELS, path_model, random_policy, ring_model, star_model
 from statcheck import generator
 
@@ -351,6 +352,56 @@ def test_agents_made_in_place_are_refused(n_agents, index, value, message):
 # Other processes, other generators.
 
 
+def on_every_path(there):
+    """Send what the models and networks of 1 to 9 actions do, and the instruction set."""
+    done = []
+    for model, n_agents in itertools.product([build(5) for build in MODELS.values()], POPULATIONS):
+        done.append(everything(model, n_agents, 2, 1))
+    for n_actions in range(1, 10):
+        model = ltde.NetworkedModel(ltde.Graph.ring(9), n_actions, crowded, discount=0.9)
+        for width, n_agents in itertools.product([1, 8, 13], [1, 10, 300, 10**6, np.inf]):
+            policy = ltde.SoftmaxPolicy(model, width, tau=7.0, density_scale=9.0, seed=width)
+            simulator = ltde.Simulator(model, n_agents, 2, 3, 1)
+            done.append(simulator.rollout(policy, 6, record=RECORD))
+    there.send((_core.instruction_set(), arrays_of(done)))
+    there.close()
+
+
+def crowded(s, mu, node, edge, prob, reward):
+    for a in range(prob.shape[0]):
+        for i in range(mu.size):
+            prob[a, i] = 1.0 + a * i + mu[i]
+        prob[a] /= prob[a].sum()
+        reward[a] = -mu[0]
+
+
+def sent_by(target, *args):
+    """Run a function in a spawned process and return what it sends."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=target, args=(*args, there))
+    process.start()
+    there.close()
+    try:
+        assert here.poll(100), "the spawned process sent nothing"
+        return here.recv()
+    finally:
+        process.join(60)
+        process.kill()
+        assert process.exitcode == 0
+
+
+def test_every_instruction_set_gives_the_same_bits(monkeypatch):
+    if _core.instruction_set() == "portable":
+        pytest.skip("this processor has one path only")
+    wide = sent_by(on_every_path)
+    monkeypatch.setenv("LTDE_INSTRUCTION_SET", "portable")
+    portable = sent_by(on_every_path)
+    assert (wide[0], portable[0]) == ("AVX2", "portable")
+    assert len(wide[1]) > 900
+    assert_same(wide[1], portable[1])
+
+
 def spawned(model, pipe):
     pipe.send(everything(model, 1000, 2, 2))
     pipe.close()
@@ -358,18 +409,7 @@ def spawned(model, pipe):
 
 def test_a_spawned_process_gives_the_same_bits():
     model = ring_model(300, discount=0.7)
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=spawned, args=(model, there))
-    process.start()
-    there.close()
-    try:
-        assert here.poll(60), "the spawned process sent nothing"
-        assert_same(everything(model, 1000, 2, 1), here.recv())
-    finally:
-        process.join(60)
-        process.kill()
-    assert process.exitcode == 0
+    assert_same(everything(model, 1000, 2, 1), sent_by(spawned, model))
 
 
 def test_global_generators_are_left_alone():

@@ -13,10 +13,12 @@ use ltde_core::graph::Graph;
 use ltde_core::initial::Initial;
 use ltde_core::model::{Model, ModelData, Raised};
 use ltde_core::multinomial::{Scratch, multinomial_rows};
-use ltde_core::policy::TabularPolicy;
+use ltde_core::network::{Networks, Reading};
+use ltde_core::policy::{Cell, TabularPolicy, TeamPolicy};
 use ltde_core::record::Record;
 use ltde_core::rng::{BLOCK, Purpose, Rng, Seed, Words, philox4x32_10};
 use ltde_core::simulator::Simulator;
+use ltde_core::softmax::SoftmaxPolicy;
 use ltde_core::watch::Watch;
 
 const SEED: u64 = 1;
@@ -30,6 +32,7 @@ fn main() {
     words(&mut criterion);
     binomials(&mut criterion);
     multinomials(&mut criterion);
+    softmax(&mut criterion);
     steps(&mut criterion);
     criterion.final_summary();
 }
@@ -382,4 +385,45 @@ fn softmax_of_normals(rng: &mut Rng) -> [f64; ACTIONS] {
     });
     let total: f64 = pi.iter().sum();
     pi.map(|p| p / total)
+}
+
+/// A softmax policy of width 64 in one of 1024 states after the other.
+fn softmax(criterion: &mut Criterion) {
+    const STATES: usize = 1024;
+    const WIDTH: usize = 64;
+    let mut group = criterion.benchmark_group("softmax");
+    for actions in [2, 5, 12] {
+        let mut rng = Seed(SEED).stream(Purpose::Sample, 0, 0, 0);
+        let mut numbers =
+            |n: usize| -> Vec<f32> { (0..n).map(|_| rng.open_uniform() as f32 - 0.5).collect() };
+        let theta = numbers(STATES * WIDTH * (1 + actions));
+        let signs: Vec<f32> = numbers(STATES * WIDTH)
+            .into_iter()
+            .map(f32::signum)
+            .collect();
+        let mask = vec![true; STATES * actions];
+        let reading = Reading {
+            mask: &mask,
+            tau: 1.0,
+            density_scale: STATES as f64,
+            input_scale: 1.0,
+        };
+        let shape = [STATES, WIDTH, 1 + actions];
+        let policy = SoftmaxPolicy::new(Networks::new(&theta, &signs, shape).unwrap(), reading);
+        let mut pi = vec![0.0; actions];
+        let mut state = 0;
+        group.bench_function(BenchmarkId::from_parameter(actions), |bencher| {
+            bencher.iter(|| {
+                state = (state + 1) % STATES;
+                let cell = Cell {
+                    replica: 0,
+                    time: 0,
+                    state,
+                    density: black_box(0.003),
+                };
+                policy.mean_action(cell, &mut pi)[0]
+            });
+        });
+    }
+    group.finish();
 }

@@ -332,8 +332,8 @@ impl<'a, F: Copy + Into<f64>> EnergyPolicy<'a, F> {
             n,
             actions,
         };
-        for (m, (sign, row)) in self.networks.neurons(s).enumerate() {
-            law.signs.push(sign);
+        for (m, (&sign, row)) in self.networks.neurons(s).enumerate() {
+            law.signs.push(sign.into());
             law.base.push(x * row[0].into());
             for (j, &a) in law.actions.iter().enumerate() {
                 law.columns[j * width + m] = unit * row[1 + a].into();
@@ -559,7 +559,8 @@ fn draw_by_enumeration<R: Words>(law: &Law, rng: &mut R) -> Vec<u64> {
 
 impl<F: Copy + Into<f64> + Sync> TeamPolicy for EnergyPolicy<'_, F> {
     fn check(&self, model: &Model, _n_replicas: usize, _n_steps: usize) -> Result<()> {
-        self.reading.check(&self.networks, model)
+        self.reading
+            .check(self.networks.states(), self.networks.inputs() - 1, model)
     }
 
     fn is_multinomial(&self) -> bool {

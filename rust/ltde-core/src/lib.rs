@@ -13,6 +13,7 @@
 //! - [`record`]: where a rollout writes
 //! - [`visitation`]: independent draws from the discounted visitation law
 //! - [`rng`], [`math`], [`binomial`], [`multinomial`]: addressed random numbers and samplers
+//! - [`simd`]: the same code for several instruction sets
 //! - [`watch`]: interrupting a long call
 //! - [`error`]: what can go wrong
 
@@ -31,6 +32,7 @@ pub mod policy;
 pub mod population;
 pub mod record;
 pub mod rng;
+pub mod simd;
 pub mod simulator;
 pub mod softmax;
 mod step;

@@ -30,12 +30,15 @@ pub fn ln_1p(x: f64) -> f64 {
     ln(y) + (x - (y - 1.0)) / y
 }
 
-/// exp(x) for x in [-700, 700].
-#[inline]
+/// exp(x) for x in [-700, 700]; anything beyond.
+#[inline(always)]
 pub fn exp(x: f64) -> f64 {
     const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-    let k = floor(x * std::f64::consts::LOG2_E + 0.5);
+    // the nearest integer k, which then stands in the lowest bits: nothing here stops the
+    // compiler from taking several x at once
+    let shifted = x * std::f64::consts::LOG2_E + SHIFT;
+    let k = shifted - SHIFT;
     let r = (x - k * LN2_HIGH) - k * LN2_LOW;
     // Taylor's series to degree 13 by Estrin's scheme; |r| <= ln(2) / 2
     const C: [f64; 14] = {
@@ -51,13 +54,18 @@ pub fn exp(x: f64) -> f64 {
     let r4 = r2 * r2;
     let quad = |i: usize| (C[i] + C[i + 1] * r) + (C[i + 2] + C[i + 3] * r) * r2;
     let p = (quad(0) + quad(4) * r4) + (quad(8) + (C[12] + C[13] * r) * r4) * (r4 * r4);
-    f64::from_bits((p.to_bits() as i64 + ((k as i64) << 52)) as u64)
+    f64::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 52))
 }
 
+/// 1.5 * 2^52: a sum with it has no fractional bits.
+const SHIFT: f64 = 6_755_399_441_055_744.0;
+
 /// exp(x) for x <= 0; 0 below -700.
-#[inline]
+#[inline(always)]
 pub fn exp_nonpositive(x: f64) -> f64 {
-    if x >= -700.0 { exp(x) } else { 0.0 }
+    // no branch: see `exp`
+    let keep = u64::from(x >= -700.0).wrapping_neg();
+    f64::from_bits(exp(x).to_bits() & keep)
 }
 
 /// Largest integer not above x, for |x| < 2^62 (no call into the platform's library).
@@ -70,7 +78,6 @@ pub fn floor(x: f64) -> f64 {
 /// Largest integer not above x, for |x| < 2^51; beyond, an integer near x.
 #[inline]
 pub fn floor_small(x: f64) -> f64 {
-    const SHIFT: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52: the sum has no fractional bits
     let nearest = (x + SHIFT) - SHIFT;
     nearest - f64::from(u8::from(nearest > x))
 }

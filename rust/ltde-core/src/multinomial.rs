@@ -32,7 +32,7 @@ pub struct Scratch {
 }
 
 /// Adds one draw of Multinomial(n, weights) to `out`; see [`multinomial_rows`].
-#[inline]
+#[inline(always)]
 pub fn multinomial_add<R: Words>(
     rng: &mut R,
     n: u64,
@@ -53,7 +53,7 @@ pub fn multinomial_add<R: Words>(
 ///
 /// Weights must be finite and non-negative, with a sum in (0, 1.5] in every row; it need not be
 /// 1. Nothing is drawn for a row without agents or with a single category.
-#[inline]
+#[inline(always)]
 pub fn multinomial_rows<R: Words>(
     rng: &mut R,
     counts: &[i64],
@@ -89,7 +89,7 @@ pub fn multinomial_rows<R: Words>(
 }
 
 /// Draws few agents one by one.
-#[inline]
+#[inline(always)]
 fn draw_few<R: Words>(
     rng: &mut R,
     n: i64,
@@ -115,7 +115,7 @@ fn draw_few<R: Words>(
 /// Each agent compares one uniform below the total with the cumulative weights; the error in
 /// probability is that of one rounding, 2^-53 of the row's sum. A category of weight zero is
 /// never hit: its limit is that of the category before it, or the total.
-#[inline]
+#[inline(always)]
 fn few<R: Words, const K: usize>(rng: &mut R, n: i64, weights: &[f64], out: &mut [i64]) {
     let (Some(weights), Some(out)) = (weights.first_chunk::<K>(), out.first_chunk_mut::<K>())
     else {
@@ -218,7 +218,7 @@ pub(crate) struct Uniform {
 }
 
 impl Uniform {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(total: f64) -> Self {
         let step = total * (1.0 / (1u64 << 52) as f64);
         Uniform {
@@ -228,7 +228,7 @@ impl Uniform {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn draw<R: Words>(self, rng: &mut R) -> f64 {
         let x = (rng.next_word() >> 12) as f64 * self.step + self.half;
         if x < self.below { x } else { self.below }

@@ -78,13 +78,10 @@ impl<'a, F: Copy + Into<f64>> Networks<'a, F> {
 
     /// The neurons of state `s`: b_m and W_m (d,), m in order.
     #[inline]
-    pub fn neurons(&self, s: usize) -> impl Iterator<Item = (f64, &'a [F])> + use<'a, F> {
+    pub fn neurons(&self, s: usize) -> impl Iterator<Item = (&'a F, &'a [F])> + use<'a, F> {
         let signs = &self.signs[s * self.width..][..self.width];
         let weights = &self.weights[s * self.width * self.inputs..][..self.width * self.inputs];
-        signs
-            .iter()
-            .map(|&b| b.into())
-            .zip(weights.chunks_exact(self.inputs))
+        signs.iter().zip(weights.chunks_exact(self.inputs))
     }
 }
 
@@ -102,18 +99,13 @@ pub struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Checks the networks of a policy against a model.
-    pub(crate) fn check<F: Copy + Into<f64>>(
-        &self,
-        networks: &Networks<'_, F>,
-        model: &Model,
-    ) -> Result<()> {
+    /// Checks the networks of a policy, of `own_states` and `own_actions`, against a model.
+    pub(crate) fn check(&self, own_states: usize, own_actions: usize, model: &Model) -> Result<()> {
         let (states, actions) = (model.graph.n_states(), model.n_actions);
-        if networks.states() != states || networks.inputs() != 1 + actions {
+        if (own_states, own_actions) != (states, actions) {
             return value_error!(
-                "policy: made for {} states and {} actions, the model has {states} and {actions}",
-                networks.states(),
-                networks.inputs() - 1
+                "policy: made for {own_states} states and {own_actions} actions, the model has \
+                 {states} and {actions}"
             );
         }
         for s in 0..states {

@@ -6,6 +6,7 @@ use crate::multinomial::Scratch;
 use crate::policy::{Cell, TeamPolicy};
 use crate::population::{Mass, Population, Team};
 use crate::rng::{BLOCK, Purpose, Rng, Seed};
+use crate::simd::{Kernel, dispatch};
 
 /// What all blocks of one step of one replica share.
 #[derive(Clone, Copy)]
@@ -69,31 +70,48 @@ pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
     record: BlockRecord<'_, T>,
     sink: impl FnMut(usize, &[u32], &[T]),
 ) -> Result<(), Box<ModelError>> {
-    let mut play = Play {
+    let rng = context
+        .seed
+        .stream(Purpose::Step, context.replica, context.step, block);
+    let play = Play {
         context,
         now,
-        rng: context
-            .seed
-            .stream(Purpose::Step, context.replica, context.step, block),
+        rng,
         work,
         record,
         sink,
     };
-    for s in now.occupied(block) {
-        let row = context.model.graph.row(s);
-        // one copy of the code for each small |N_s|: its loops are unrolled
-        match row.len() {
-            2 => play.state(s, fixed::<2>(row))?,
-            3 => play.state(s, fixed::<3>(row))?,
-            4 => play.state(s, fixed::<4>(row))?,
-            5 => play.state(s, fixed::<5>(row))?,
-            6 => play.state(s, fixed::<6>(row))?,
-            7 => play.state(s, fixed::<7>(row))?,
-            8 => play.state(s, fixed::<8>(row))?,
-            _ => play.state(s, row)?,
+    dispatch(Block { play, block })
+}
+
+/// One block, compiled for each instruction set.
+struct Block<'a, T: Mass, P, F> {
+    play: Play<'a, T, P, F>,
+    block: u32,
+}
+
+impl<T: Mass, P: TeamPolicy, F: FnMut(usize, &[u32], &[T])> Kernel for Block<'_, T, P, F> {
+    type Output = Result<(), Box<ModelError>>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let Block { mut play, block } = self;
+        for s in play.now.occupied(block) {
+            let row = play.context.model.graph.row(s);
+            // one copy of the code for each small |N_s|: its loops are unrolled
+            match row.len() {
+                2 => play.state(s, fixed::<2>(row))?,
+                3 => play.state(s, fixed::<3>(row))?,
+                4 => play.state(s, fixed::<4>(row))?,
+                5 => play.state(s, fixed::<5>(row))?,
+                6 => play.state(s, fixed::<6>(row))?,
+                7 => play.state(s, fixed::<7>(row))?,
+                8 => play.state(s, fixed::<8>(row))?,
+                _ => play.state(s, row)?,
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The row, of K entries as the compiler then knows.

@@ -27,6 +27,12 @@ mod _core {
     #[pymodule_export]
     use crate::simulator::PySimulator;
 
+    /// The instruction set that the core was found to have.
+    #[pyfunction]
+    fn instruction_set() -> &'static str {
+        ltde_core::simd::instruction_set()
+    }
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))
