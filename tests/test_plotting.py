@@ -252,10 +252,9 @@ def test_no_text_overlaps_or_is_small(name):
 
 
 def test_the_same_picture_has_the_same_bytes(tmp_path):
-    for name in ("two parts", "agents"):
-        for copy in "ab":
-            PICTURES[name]().savefig(tmp_path / copy, format="png", dpi=DPI)
-        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    for copy in "ab":
+        PICTURES["two parts"]().savefig(tmp_path / copy, format="png", dpi=DPI)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 # What is shown.

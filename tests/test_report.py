@@ -219,11 +219,14 @@ def test_an_application_shows_its_own_pictures(tmp_path, model, learned):
     assert "What an agent does" not in page.words
 
 
-def test_the_same_arguments_write_the_same_page_but_for_the_date(tmp_path, environment, learned):
+def test_the_same_arguments_write_the_same_page_but_for_the_date(
+    tmp_path, folder, environment, learned
+):
+    (tmp_path / "config.toml").write_text((folder / "config.toml").read_text())
+    written(tmp_path, environment, learned, metrics(), seed=7, training_agents=1234)
     texts = []
-    for name in "ab":
-        written(tmp_path / name, environment, learned, metrics())
-        text = (tmp_path / name / "report.html").read_text(encoding="utf-8")
+    for path in (folder, tmp_path):
+        text = (path / "report.html").read_text(encoding="utf-8")
         texts.append(re.sub(r"<dt>Written</dt><dd>[^<]*</dd>", "", text))
     assert texts[0] == texts[1]
     assert "UTC</dd>" not in texts[0]

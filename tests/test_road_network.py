@@ -97,7 +97,7 @@ def test_marginal_latency_is_the_derivative_of_the_total_time():
 
 
 @given(
-    free=st.floats(0.0, 100.0),
+    free=st.one_of(st.just(0.0), st.floats(1e-12, 100.0)),
     coefficient=st.one_of(st.just(0.0), st.floats(1e-20, 100.0)),
     power=st.sampled_from([0.0, 0.5, 1.0, 4.0, 10.0]),
     vehicles=st.floats(1e-3, 1e6),

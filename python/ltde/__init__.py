@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ltde import diagnostics as diagnostics
+    from ltde import envs as envs
     from ltde import exact as exact
     from ltde._core import ModelError as ModelError
     from ltde._core import __version__ as __version__
@@ -74,7 +75,7 @@ _HOME = {
     "evaluate": "evaluation",
 }
 
-_MODULES = ("diagnostics", "exact")
+_MODULES = ("diagnostics", "envs", "exact")
 
 __all__ = sorted(_HOME)
 

@@ -111,7 +111,7 @@ class Evaluation:
             raise ValueError(
                 f"other: expected {len(self.values)} replicas, got {len(other.values)}"
             )
-        return Gap(self.mean - other.mean, _interval(self.values - other.values))
+        return Gap(self.mean - other.mean, mean_interval(self.values - other.values))
 
 
 def evaluate(
@@ -181,7 +181,7 @@ def evaluate(
     values = per_state.sum(axis=1)
     return Evaluation(
         mean=float(values.mean()),
-        interval=_interval(values),
+        interval=mean_interval(values),
         per_state=per_state.mean(axis=0),
         values=values,
         n_agents=n_agents,
@@ -267,7 +267,7 @@ def _asked(policy: Callable[[int, float], Any], model: NetworkedModel) -> Functi
     return FunctionPolicy(probabilities)
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """Return the 95 % interval of the mean."""
     mean, n = float(values.mean()), len(values)
     if n == 1:
