@@ -703,6 +703,26 @@ def test_a_poisoned_critic(name, value):
     assert (trainer.iteration, trainer.metrics) == (2, metrics)
 
 
+@pytest.mark.parametrize("name", ["marginal", "score"])
+def test_an_error_that_explodes_stops_long_before_it_overflows(name, tmp_path):
+    trainer = train(CONFIGS[name].replace(checkpoint_every=1), 6, run_dir=tmp_path)
+    before = array(trainer.policy.theta).copy()
+    weights = [omega.clone() for omega in trainer.learner.critic.omega]
+    for factor, stops in [(1e3, False), (1e10, True)]:
+        for omega, start in zip(trainer.learner.critic.omega, weights, strict=True):
+            omega.copy_(start)
+        trainer.learner.critic.omega[0][1] *= factor * float(trainer.learner.first_error)
+        if stops:
+            message = r"iteration \d: the critic of state \d has an error of .*e\+.*critic_rate"
+            with pytest.raises(ltde.TrainingDiverged, match=message):
+                trainer.fit(n_iterations=trainer.iteration + 1, run_dir=tmp_path)
+            np.testing.assert_array_equal(array(trainer.policy.theta), before)
+        else:
+            trainer.fit(n_iterations=trainer.iteration + 1, run_dir=tmp_path)
+            before = array(trainer.policy.theta).copy()
+    assert load(tmp_path).iteration == trainer.iteration == 7
+
+
 @pytest.mark.parametrize("rate", [1e3, 1e9, 1e15])
 @pytest.mark.parametrize("name", ["marginal", "score"])
 def test_a_critic_rate_that_is_far_too_large(name, rate):

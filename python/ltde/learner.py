@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Learner", "TrainingDiverged", "part_seed", "recorded"]
 
+# How many times the largest error of its first iterations a critic's error may reach. Costates of
+# models with jumps grow by up to 1e6, the inverse of the difference step.
+_EXPLODED = 1e8
+_FIRST_ITERATIONS = 5
+
 # Seeds of the parts of a run: different, so that evaluation never sees the training's numbers.
 POLICY, CRITIC, SIMULATOR, EVALUATION, SHUFFLE, DRAWS, CHAINS, LANDED, REPLAY = range(1, 10)
 
 
 class TrainingDiverged(RuntimeError):
-    """Training met a number that is not finite; the last checkpoint is as it was."""
+    """A parameter is not finite, or a critic's error has exploded; the last checkpoint stands."""
 
 
 class Learner(abc.ABC):
@@ -58,6 +63,7 @@ class Learner(abc.ABC):
         self.device = policy.theta.device
         self.theta_0 = policy.theta.detach().clone()
         self.critic = self.fresh_critic(0)
+        self.first_error = 0.0  # the largest of any critic in the first iterations
 
     @abc.abstractmethod
     def iterate(self, iteration: int) -> dict[str, Any]:
@@ -75,7 +81,7 @@ class Learner(abc.ABC):
             "b": self.policy.b,
             **{f"critic.{name}": x for name, x in self.critic.state_dict().items()},
         }
-        info: dict[str, Any] = {}
+        info: dict[str, Any] = {"first_error": self.first_error}
         for name, simulator in self.simulators():
             state = simulator.state_dict()
             tensors[f"{name}.counts"] = torch.from_numpy(state.pop("counts"))
@@ -88,6 +94,7 @@ class Learner(abc.ABC):
             self.policy.theta.copy_(tensors["theta"])
             self.policy.b.copy_(tensors["b"])
             self.theta_0.copy_(tensors["theta_0"])
+        self.first_error = info["first_error"]
         prefix = "critic."
         self.critic.load_state_dict(
             {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
@@ -136,12 +143,23 @@ class Learner(abc.ABC):
         """Raise where a number is not finite, before it reaches a parameter of the actor."""
         wrong = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
         if wrong.any():
-            state = int(wrong.nonzero()[0])
-            raise TrainingDiverged(
-                f"iteration {iteration + 1}: the {what} of state {state} is not finite; try a "
-                f"smaller {what}_rate (now {getattr(self.config, what + '_rate')}) or a smaller "
-                f"{what}_radius"
-            )
+            raise self._diverged(what, int(wrong.nonzero()[0]), "is not finite", iteration)
+
+    def check_errors(self, square: Tensor, iteration: int) -> None:
+        """Raise where the mean square errors `(S,)` of the critics explode."""
+        self.check("critic", square, iteration)
+        error = float(square.max()) ** 0.5
+        if iteration < _FIRST_ITERATIONS or self.first_error == 0.0:
+            self.first_error = max(self.first_error, error)
+        elif error > _EXPLODED * self.first_error:
+            grown = f"has an error of {error:.3g}, after {self.first_error:.3g} at first"
+            raise self._diverged("critic", int(square.argmax()), grown, iteration)
+
+    def _diverged(self, what: str, state: int, how: str, iteration: int) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"iteration {iteration + 1}: the {what} of state {state} {how}; try a smaller "
+            f"{what}_rate (now {getattr(self.config, what + '_rate')}) or a smaller {what}_radius"
+        )
 
 
 def recorded(array: NDArray[Any] | None) -> NDArray[Any]:

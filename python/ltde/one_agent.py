@@ -339,7 +339,7 @@ class OneAgentLearner(Learner):
             keep=torch.from_numpy(~restarted).to(self.device),
             normalized=config.critic_normalized,
         )
-        self.check("critic", square, iteration)
+        self.check_errors(square, iteration)
         return math.sqrt(float(square.mean()))
 
     def critic_inputs(self, density: Tensor) -> list[Tensor]:

@@ -120,7 +120,7 @@ class ScoreLearner(Learner):
                 times = np.flatnonzero(~history[3].all(1))
                 order = rng.choice(times, n).tolist() if len(times) else range(0)
             square += n * self._td(history, order)
-        self.check("critic", square, iteration)
+        self.check_errors(square, iteration)
         return math.sqrt(float(square.mean()) / config.critic_steps)
 
     def _td(self, history: tuple[NDArray[Any], ...], order: Sequence[int]) -> Tensor:

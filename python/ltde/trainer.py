@@ -180,7 +180,7 @@ class LTDENeuralAC:
         Raises
         ------
         TrainingDiverged
-            If a parameter or an error is not finite, naming the state.
+            If a parameter is not finite or the error of a critic explodes, naming the state.
         """
         total = self.config.n_iterations
         if n_iterations is not None:
