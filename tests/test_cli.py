@@ -92,7 +92,7 @@ def home(tmp_path_factory):
     """Make a folder with a model and a run of it."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "own_model.py").write_text(MODEL, encoding="utf-8")
-    assert train(folder, "run", "--iterations", "4") == 0
+    assert train(folder, "run", "--iterations", "5") == 0
     return folder
 
 
@@ -211,13 +211,14 @@ def test_train_writes_a_run_directory(home):
     text = (run / "environment.toml").read_text(encoding="utf-8")
     assert 'file = "../own_model.py"\nattribute = "model"\nsha256 = ' in text
     config = Config.from_toml(run / "config.toml")
-    assert (config.width, config.n_iterations, config.n_replicas) == (8, 4, 4)
-    assert len((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+    assert (config.width, config.n_iterations, config.n_replicas) == (8, 5, 4)
+    assert len((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 5
     trainer = ltde.LTDENeuralAC.load(run, imported(home).model)
     assert trainer.n_agents == 12
     for name, policy in (("best", trainer.best_policy()), ("last", trainer.policy)):
         saved = ltde.SoftmaxPolicy.load(run / f"policy_{name}.safetensors")
         np.testing.assert_array_equal(saved.theta.detach(), policy.theta.detach())
+    assert not np.array_equal(trainer.best_policy().theta.detach(), trainer.policy.theta.detach())
 
 
 def imported(folder):
@@ -409,6 +410,8 @@ def test_an_exception_while_a_file_is_imported(text, message, tmp_path, capsys):
     shown = fails(capsys, "check", tmp_path / "broken_model.py:model")
     assert f"broken_model.py{message}" in shown
     assert "broken_model" not in sys.modules
+    (tmp_path / "user_model.py").write_text("\nimport broken_model\n", encoding="utf-8")
+    assert message.split(": ", 1)[1] in fails(capsys, "check", tmp_path / "user_model.py:model")
 
 
 @pytest.mark.parametrize("name", ["random", "ltde", "numpy"])
@@ -419,12 +422,14 @@ def test_a_file_must_not_hide_a_module(name, tmp_path, capsys):
     assert sys.modules[name] is module
 
 
-def test_a_file_may_import_from_beside_it_and_changes_are_seen(tmp_path, capsys):
+def test_a_file_may_import_from_beside_it_and_changes_are_seen(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = list(sys.path)
     own = tmp_path / "own-model.py"  # not a name that `import` takes
     (tmp_path / "beside_own_model.py").write_text(MODEL, encoding="utf-8")
-    for discount in (0.5, 0.6):
+    for discount in (0.5, 0.6):  # of the same size and time
         own.write_text(f"import beside_own_model\nm = beside_own_model.build({discount})\n")
+        os.utime(own, (10**9, 10**9))
         assert data(capsys, "check", f"{own}:m", "--steps", "2")["discount"] == discount
     assert sys.path == path
     del sys.modules["beside_own_model"]
@@ -513,7 +518,7 @@ def test_report_hands_over_what_was_learned(home, monkeypatch, capsys):
     assert environment.model.discount == 0.8
     best = ltde.SoftmaxPolicy.load(run / "policy_best.safetensors")
     np.testing.assert_array_equal(policy.theta.detach(), best.theta.detach())
-    assert len(metrics) == 4
+    assert len(metrics) == 5
     assert options == {
         "agents": [5, math.inf],
         "n_replicas": 2,
@@ -521,7 +526,9 @@ def test_report_hands_over_what_was_learned(home, monkeypatch, capsys):
         "training_agents": 12,
         "threads": None,
     }
-    assert train(home, "reported", "--iterations", "1", "--report") == 0
+    out = ["--out", home / "reported", *TINY, "--iterations", "1", "--report"]
+    shown = data(capsys, "train", target(home), *out)
+    assert shown["report"] == str(home / "reported" / "report.html")
     assert calls[1][0] == home / "reported"
 
 
@@ -529,6 +536,8 @@ def test_folders_that_hold_no_run(tmp_path, home, capsys):
     for command in ("evaluate", "report", "resume"):
         assert "no such run directory" in fails(capsys, command, tmp_path / "none")
         assert "that `ltde train` made" in fails(capsys, command, tmp_path)
+    assert "that `ltde train` made" in fails(capsys, "simulate", tmp_path)
+    assert "no such application, file or folder" in fails(capsys, "simulate", tmp_path / "none")
     (tmp_path / "environment.toml").write_text("file = 'a.py'\n", encoding="utf-8")
     assert "environment.toml: holds no 'attribute'" in fails(capsys, "evaluate", tmp_path)
     (tmp_path / "environment.toml").write_text("application = 'x'\n", encoding="utf-8")
@@ -572,6 +581,11 @@ def test_check_says_what_is_wrong_with_a_model(tmp_path, capsys):
     own.write_text(MODEL.replace("prob[1, ahead] = 1.0", "prob[1, ahead] = 0.9"), encoding="utf-8")
     message = fails(capsys, "check", f"{own}:model")
     assert re.search(r"state 0.*must sum to 1", message)
+    crowded = (
+        "if mu[here] > 0.99:  # agents that play uniformly never are\n        prob[1, ahead] = 0.9"
+    )
+    own.write_text(MODEL.replace("reward[:] =", f"{crowded}\n    reward[:] ="), encoding="utf-8")
+    assert "must sum to 1" in fails(capsys, "check", f"{own}:model")
     text = MODEL.replace(
         "reward[:] =", "if s == 4:\n        raise ValueError('full')\n    reward[:] ="
     )
@@ -625,7 +639,7 @@ def test_ctrl_c_saves_the_run(home, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(ltde.LTDENeuralAC, "_iterate", interrupted)
     run = tmp_path / "run"
-    assert train(home, run, "--iterations", "4") == 130
+    assert train(home, run, "--iterations", "5") == 130
     out, error = capsys.readouterr()
     assert error == f"\nltde: interrupted; 3 iterations saved, go on with `ltde resume {run}`\n"
     assert out == ""
@@ -638,14 +652,13 @@ def environment():
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def ltde_process(*args, **options):
+def ltde_process(*args):
+    """Start the command line; its pipes carry bytes, in which nothing is translated."""
     return subprocess.Popen(
         [sys.executable, "-m", "ltde", *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         env=environment(),
-        **options,
     )
 
 
@@ -661,7 +674,7 @@ def test_a_signal_ends_a_process_that_can_be_resumed(home, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    out, error = (text.decode() for text in process.communicate(timeout=60))
     assert process.returncode == 130, error
     assert out == ""
     assert "Traceback" not in error
@@ -688,7 +701,7 @@ print(codes, {"torch", "numba", "matplotlib", "rich"} & set(sys.modules), file=s
     assert done.stderr.endswith("[0, 0, 0, 2] set()\n")
     assert not ESCAPES.search(done.stdout + done.stderr)
     process = ltde_process("--version")
-    assert process.communicate(timeout=60)[0] == f"ltde {ltde.__version__}\n"
+    assert process.communicate(timeout=60)[0].decode().split() == ["ltde", ltde.__version__]
     assert process.returncode == 0
 
 
@@ -696,7 +709,7 @@ def test_a_reader_that_goes_away_is_no_error_to_show():
     process = ltde_process("envs")
     process.stdout.close()
     process.stdout = None
-    assert process.communicate(timeout=60)[1] == ""
+    assert process.communicate(timeout=60)[1] == b""
     assert process.returncode == 1
 
 

@@ -206,6 +206,14 @@ PICTURES = {
     "agents, close": lambda: plotting.value_by_agents(
         curves((10**6, 10**6 + 1, 1_234_567, 10**9, 10**9 + 1)), ylabel="value"
     ),
+    "agents, far apart": lambda: plotting.value_by_agents(
+        {**curves((100, math.inf)), "bad": {100: measurement(90.0, 100, 30.0)}},
+        ylabel="trip (minutes)",
+        references={"free flow": 5.0, "optimum": 8.9, "equilibrium": 9.0},
+    ),
+    "agents, very far apart": lambda: plotting.value_by_agents(
+        {"a": {9: measurement(1e9, 9)}, "b": {9: measurement(1e-9, 9)}}, ylabel="value"
+    ),
     "agents, one": lambda: plotting.value_by_agents(curves((7,)), ylabel="value"),
     "agents, only infinity": lambda: plotting.value_by_agents(curves((math.inf,)), ylabel="value"),
     "agents, nothing": lambda: plotting.value_by_agents({}, ylabel="value"),
@@ -232,9 +240,9 @@ PICTURES = {
     "Braess, NaN": lambda: one_map(BRAESS, NAN),
     "Braess, wide limits": lambda: one_map(BRAESS, limits=(1e-6, 1e6)),
     "Braess, tiny": lambda: one_map(BRAESS, np.geomspace(1e-300, 1e-290, 5)),
-    "Sioux Falls, odd title": lambda: one_map(SIOUX, title=" ".join(ODD)),
+    "Sioux Falls, odd title": lambda: one_map(SIOUX, title=" ".join(ODD), label=LABEL * 9),
     "Sioux Falls, 2 maps": lambda: maps(SIOUX, 2),
-    "Sioux Falls, 3 maps": lambda: maps(SIOUX, 3),
+    "Braess, 3 maps": lambda: maps(BRAESS, 3),
     "Braess, 5 maps": lambda: maps(BRAESS, 5),
     "city": lambda: one_map(city(), highlight=120),
     "city, no coordinates": lambda: one_map(roads(np.c_[city().tail, city().head])),
@@ -293,6 +301,18 @@ def test_value_by_agents_shows_means_intervals_and_the_limit():
     assert limit[0].get_ydata() == [10.0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["$\\infty$", "1,000", "100"]
     assert {3.0, 10.0} <= {line.get_ydata()[0] for line in axes.lines}
+
+
+def test_every_number_of_agents_has_its_place():
+    (axes,) = PICTURES["agents, many"]().axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["$\\infty$", "$10^{15}$", "100"]
+
+
+def test_means_that_are_far_apart_have_a_logarithmic_axis():
+    for name, scale in (("agents", "linear"), ("agents, far apart", "log")):
+        (axes,) = PICTURES[name]().axes
+        assert axes.get_yscale() == scale
+        assert ("log scale" in axes.get_ylabel()) == (scale == "log")
 
 
 def test_curves_differ_in_colour_marker_and_line():
@@ -404,10 +424,17 @@ def test_the_unit_of_flows_is_named():
         assert f"vehicles per {unit}" in texts
 
 
+def test_long_labels_take_two_lines():
+    words = "share of the choices of a link that the shortest path does not take, in all hours"
+    texts = [text for text, _, _ in drawn_texts(one_map(roads([(1, 2)]), label=words))]
+    assert words in [text.replace("\n", " ") for text in texts]
+    assert words not in texts
+
+
 def test_nodes_are_numbered_where_there_is_room():
     numbers = {text for text, _, _ in drawn_texts(one_map(SIOUX, highlight=10))}
     assert set(map(str, range(1, 25))) <= numbers
-    assert not {str(i) for i in range(100, 244)} & {t for t, _, _ in drawn_texts(one_map(city()))}
+    assert not {str(i) for i in range(100, 164)} & {t for t, _, _ in drawn_texts(one_map(city(8)))}
 
 
 def test_a_layout_keeps_neighbours_near():
