@@ -128,6 +128,14 @@ def test_a_full_link_takes_15_percent_longer():
     assert triangle().full[1] == math.inf  # no congestion
 
 
+def test_a_power_of_zero_is_a_constant():
+    network = triangle(power=[0.0, 4.0, 2.0])
+    assert network.free_flow.tolist() == [1.5, 2.0, 5.0]
+    assert network.coefficient.tolist() == [0.0, 0.0, 0.1]
+    assert network.latency([9.0, 9.0, 0.0]).tolist() == [1.5, 2.0, 5.0]
+    assert network.marginal_latency([9.0, 9.0, 0.0]).tolist() == [1.5, 2.0, 5.0]
+
+
 def test_arrays_with_leading_axes():
     network = RoadNetwork.sioux_falls()
     vehicles = np.random.default_rng(2).uniform(0, 3000, (4, 5, network.n_links))

@@ -39,8 +39,9 @@ class Config:
     input_scale
         Multiplies the inputs of the actor; `2 ** -0.5` gives `||zeta_s|| <= 1`, as Lemma 4.2 needs.
     density_transform
-        `"linear"`: critics read densities times `density_scale`; `"log1p"`: the log of 1 plus that,
-        which tells small densities apart.
+        `"linear"`: critics read densities times `density_scale`, as in the paper; `"log1p"`: the log
+        of 1 plus that, which tells small densities apart and keeps costates from growing with
+        densities that the critics have not seen, where linear inputs can make training diverge.
     symmetric
         Start from `f = 0` in actor and critic: the second half of the neurons copies the first with
         `b` negated. The paper draws all neurons independently. Changes the start only.
@@ -141,7 +142,7 @@ class Config:
     k: int = 1
     density_scale: float | None = None
     input_scale: float = 1.0
-    density_transform: Literal["linear", "log1p"] = "linear"
+    density_transform: Literal["linear", "log1p"] = "log1p"
     symmetric: bool = True
     dtype: Literal["float32", "float64"] = "float32"
     actor: Literal["marginal", "score"] = "marginal"
@@ -269,6 +270,7 @@ class Config:
             "critic": "q",
             "density_scale": 1.0,
             "input_scale": 2.0**-0.5,
+            "density_transform": "linear",
             "symmetric": False,
             "natural": False,
             "actor_rate": n_iterations**-0.5,

@@ -20,8 +20,8 @@ __all__ = ["Assignment", "assign", "shortest_splits"]
 
 Floats = NDArray[np.float64]
 
-_MAX_ROUNDS = 2_000
-_SWEEPS = 4  # passes over the paths that are known, for one search of new ones
+_MAX_ROUNDS = 300
+_SWEEPS = 4  # passes over the paths that are known, in the first round; one more in each round
 _TIE = 1e-9  # costs that differ by less, relatively, are equal
 
 
@@ -60,7 +60,7 @@ class Assignment:
 def assign(
     network: RoadNetwork,
     objective: Literal["so", "ue"] = "so",
-    gap: float = 1e-10,
+    gap: float = 1e-8,
 ) -> Assignment:
     """Solve a static assignment by gradient projection on paths.
 
@@ -86,7 +86,8 @@ def assign(
     Notes
     -----
     The link flows are unique where latencies grow; how they divide over destinations is not.
-    Time grows with the number of pairs: a second for the 528 of Sioux Falls, minutes for 100,000.
+    Time grows with the number of pairs: half a second for the 528 of Sioux Falls, to a gap of
+    1e-10, and half a minute for 1,560 on a jammed grid of 960 links, to 1e-6.
 
     References
     ----------
@@ -98,11 +99,11 @@ def assign(
     if not 0.0 < gap < math.inf:
         raise ValueError(f"gap: expected a finite number > 0, got {gap}")
     paths = _Paths(network, objective)
-    for _ in range(_MAX_ROUNDS):
+    for round_ in range(_MAX_ROUNDS):
         reached = paths.add_cheapest()
         if reached <= gap:
             break
-        for _ in range(_SWEEPS):
+        for _ in range(_SWEEPS + round_):
             paths.sweep()
     else:
         warnings.warn(f"gap: {reached:g} was reached, {gap:g} asked for", RuntimeWarning, 2)

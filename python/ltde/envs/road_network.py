@@ -39,7 +39,8 @@ class RoadNetwork:
     free_flow
         `(L,)` minutes of an empty link, >= 0.
     coefficient, power
-        `(L,)` growth of the minutes with the flow, >= 0; `power` at most 32.
+        `(L,)` growth of the minutes with the flow, >= 0; `power` at most 32. Where it is 0, the
+        coefficient is added to `free_flow`.
     origin, destination
         `(P,)` nodes between which trips go; each pair once.
     trips
@@ -106,6 +107,10 @@ class RoadNetwork:
                     )
         _refuse("head", self.head, self.head == self.tail, "a link must not end where it begins")
         _refuse("power", self.power, self.power > _MAX_POWER, f"at most {_MAX_POWER:g}")
+        growing = self.power > 0.0
+        keep("free_flow", np.where(growing, self.free_flow, self.free_flow + self.coefficient))
+        keep("coefficient", np.where(growing, self.coefficient, 0.0))
+        keep("power", np.where(growing, self.power, 1.0))
         _refuse("trips", self.trips, self.trips <= 0.0, "expected a number > 0")
         _refuse(
             "destination",
@@ -291,14 +296,12 @@ class RoadNetwork:
         """
         held = _flows(vehicles, self.n_links)
         power = self.power
-        free = np.where(power > 0.0, self.free_flow, self.free_flow + self.coefficient)
-        # the minutes if the link took none when empty, and the larger of the two as unit
-        queue = np.where(
-            self.crowding > 0.0, (self.crowding * held) ** (power / (power + 1.0)), 0.0
-        )
-        unit = np.maximum(free, queue)
+        # the minutes if the link took none when empty; the larger of the two is the unit
+        queue = (self.crowding * held) ** (power / (power + 1.0))
+        unit = np.maximum(self.free_flow, queue)
         safe = np.where(unit > 0.0, unit, 1.0)
-        free, crowd = np.where(unit > 0.0, free / safe, 1.0), (queue / safe) ** (power + 1.0)
+        free = np.where(unit > 0.0, self.free_flow / safe, 1.0)
+        crowd = (queue / safe) ** (power + 1.0)
         # With y = unit / t: free y + crowd y^(power + 1) = 1. The start lies above the root of a
         # convex function, so the iteration cannot pass it.
         y = (free ** (power + 1.0) + crowd) ** (-1.0 / (power + 1.0))
@@ -324,8 +327,7 @@ class RoadNetwork:
     @cached_property
     def crowding(self) -> Floats:
         """`(L,)` `k` in minutes `= free_flow + (k * flow)^power`, flow in vehicles per minute."""
-        safe = np.where(self.power > 0.0, self.power, 1.0)
-        return np.where(self.power > 0.0, self.coefficient ** (1.0 / safe) * self.flow_unit, 0.0)
+        return np.asarray(self.coefficient ** (1.0 / self.power) * self.flow_unit)
 
     @cached_property
     def full(self) -> Floats:
@@ -334,10 +336,10 @@ class RoadNetwork:
         Capacity is the flow at which a link takes 15 % longer than when it is empty, as is usual. A
         link that takes no time when it is empty is full at the mean free-flow minutes of all links.
         """
-        congested = (self.coefficient > 0.0) & (self.power > 0.0)
+        congested = self.coefficient > 0.0
         extra = np.where(self.free_flow > 0.0, 0.15 * self.free_flow, self.free_flow.mean())
         coefficient = np.where(congested, self.coefficient, 1.0)
-        capacity = (extra / coefficient) ** (1.0 / np.where(congested, self.power, 1.0))
+        capacity = (extra / coefficient) ** (1.0 / self.power)
         vehicles = capacity * (self.free_flow + extra) / self.flow_unit
         return np.where(congested & (vehicles > 0.0), vehicles, np.inf)
 

@@ -40,6 +40,7 @@ HERE, SAME_LINK, ELSEWHERE = 2.0, 1.0, 0.0
 
 # The published table of trips has 45,100 to node 10; the shipped one differs in 12 cells.
 _KNOWN_VEHICLES: dict[tuple[str, int | None], float] = {("Sioux Falls", 10): 45_100.0}
+_GAP = 1e-7  # of static assignments: splits to three digits
 _MAX_NEIGHBOURS = 50_000_000  # memory: 40 bytes each
 _CHUNK = 100  # steps recorded at a time
 _LONGEST_TRIP = 20_000  # steps; a policy that drives in circles never arrives
@@ -66,7 +67,8 @@ def road_local(s, mu, node, edge, prob, reward):  # type: ignore[no-untyped-def]
         # above the root of a convex function and so cannot pass it; five iterations are typical.
         leave = (free ** (power + 1.0) + crowd) ** (-1.0 / (power + 1.0))
         for _ in range(60):
-            c = crowd * leave**power
+            squared = leave * leave  # powers of 4, the usual ones, without logarithms
+            c = crowd * (squared * squared if power == 4.0 else leave**power)
             change = (free * leave + c * leave - 1.0) / (free + (power + 1.0) * c)
             leave -= change
             if change <= 1e-15 * leave:
@@ -102,8 +104,8 @@ class RoadRouting(Environment):
     destination
         Node where all trips end; None for all destinations.
     vehicles
-        Number of vehicles; None for the trips of an hour to one destination, and otherwise for
-        what a system optimum keeps on the road.
+        Number of vehicles; None for the trips of an hour to one destination (45,100 to node 10 of
+        Sioux Falls), and otherwise for those that a system optimum keeps on the way.
     step
         Minutes of a step.
     discount
@@ -135,8 +137,8 @@ class RoadRouting(Environment):
     Examples
     --------
     >>> from ltde.envs import RoadRouting
-    >>> RoadRouting("braess").model
-    NetworkedModel(n_states=6, n_actions=2, local='road_local', discount=0.990...)
+    >>> RoadRouting("braess", discount=0.99).model
+    NetworkedModel(n_states=6, n_actions=2, local='road_local', discount=0.99)
     """
 
     network: RoadNetwork | str = "sioux-falls"
@@ -196,12 +198,12 @@ class RoadRouting(Environment):
     @cached_property
     def optimum(self) -> Assignment:
         """The static system optimum."""
-        return assign(self.roads, "so")
+        return assign(self.roads, "so", _GAP)
 
     @cached_property
     def equilibrium(self) -> Assignment:
         """The static user equilibrium."""
-        return assign(self.roads, "ue")
+        return assign(self.roads, "ue", _GAP)
 
     @cached_property
     def n_vehicles(self) -> float:
@@ -237,7 +239,7 @@ class RoadRouting(Environment):
     @cached_property
     def model(self) -> NetworkedModel:
         """The model, the same object at every access."""
-        roads, states, gamma = self.roads, self._states, self._discount
+        states, gamma = self._states, self._discount
         potential = self._potential()
         moves = states.moves(reward_of_arrival=1.0 if self.closed else 0.0)
         cost = np.where(np.arange(states.n) == states.sink, 0.0, 0.0 if self.closed else -1.0)
@@ -256,31 +258,35 @@ class RoadRouting(Environment):
         place = np.searchsorted(rows * states.n + columns, moves.source * states.n + moves.target)
         edge[place, ACTION], edge[place, SHARE], edge[place, GAIN] = moves.action, moves.share, gain
 
-        # Time in steps, and densities for vehicles; a queue is a link of constant time.
-        fixed = self.step if self.closed else self.release
-        node = np.tile([fixed / self.step, 0.0, 1.0], (states.n, 1))
-        on_link = states.link >= 0
-        link, power = states.link[on_link], np.maximum(roads.power, 1e-300)
-        constant = np.where(roads.power > 0.0, 0.0, roads.coefficient)
-        node[on_link, 0] = ((roads.free_flow + constant) / self.step)[link]
-        load = roads.crowding * self.step ** (-1.0 / power - 1.0) * self.n_vehicles
-        node[on_link, 1] = np.where(roads.crowding > 0.0, load, 0.0)[link]
-        node[on_link, 2] = roads.power[link]
-        if states.sink >= 0:
-            node[states.sink, 0] = 0.0
         lo, hi = min(stay.min(), gain.min()), max(stay.max(), gain.max())
         rounding = 0.0 if not self.closed and self.shaping == "none" else 1e-12
         return NetworkedModel(
             graph,
             states.n_actions,
             road_local,
-            node=node,
+            node=self._node_data(),
             edge=edge,
             action_mask=states.mask,
             initial=self._initial(),
             discount=gamma,
             reward_range=(float(lo) - rounding, float(hi) + rounding),
         )
+
+    def _node_data(self) -> Floats:
+        """Return what `road_local` reads, `(S, 3)`: time in steps, densities instead of vehicles.
+
+        A queue or a restart state is a link of constant time, and the sink one of no time.
+        """
+        roads, states = self.roads, self._states
+        fixed = self.step if self.closed else self.release
+        node = np.tile([fixed / self.step, 0.0, 1.0], (states.n, 1))
+        load = roads.crowding * self.n_vehicles * self.step ** (-1.0 / roads.power - 1.0)
+        on_link = states.link >= 0
+        links = np.stack([roads.free_flow / self.step, load, roads.power], axis=1)
+        node[on_link] = links[states.link[on_link]]
+        if states.sink >= 0:
+            node[states.sink, 0] = 0.0
+        return node
 
     def _initial(self) -> Floats:
         """Queues by demand; in the closed system links and destinations alike."""
@@ -566,7 +572,7 @@ class RoadRouting(Environment):
             ylabel="vehicles / at capacity",
             xlabel="minutes",
         )
-        unusual, entering = self._off_shortest_path(shown["learned"], seed)
+        unusual, entering = self.detours(shown["learned"], seed)
         figures["Away from the shortest path"] = plotting.road_map(
             self.roads,
             unusual,
@@ -588,8 +594,23 @@ class RoadRouting(Environment):
         load = loads[len(loads) // 2 :].mean(axis=0) if self.closed else loads.max(axis=0)
         return load / self.roads.full, self.roads.flow(load)
 
-    def _off_shortest_path(self, policy: Any, seed: int) -> tuple[Floats, Floats]:
-        """Return the share of the choices of each link that are unusual, and its mean flow."""
+    def detours(self, policy: Any, seed: int = 0) -> tuple[Floats, Floats]:
+        """Simulate as `figures` does and compare choices with the shortest path.
+
+        Parameters
+        ----------
+        policy
+            What `Simulator.rollout` plays.
+        seed
+            Of the simulation.
+
+        Returns
+        -------
+        share
+            `(L,)` part of the choices of each link that the shortest path would not make there.
+        flow
+            `(L,)` mean flow per `flow_unit`.
+        """
         states, roads = self._states, self.roads
         simulator = Simulator(self.model, self.training_agents, 1, seed, threads=1)
         taken = np.zeros(states.choice.shape)
