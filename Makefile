@@ -7,7 +7,7 @@ export CARGO_TERM_COLOR ?= never
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-rust test-python slow lint format bench wheel test-wheel demo clean
+.PHONY: help build test test-rust test-python slow lint format bench docs wheel test-wheel demo clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,13 @@ bench: build  ## Measure speed beside peers and fill docs/performance.md
 	$(BIN)/python benchmarks/actors.py
 	cargo bench --locked
 
+docs: $(VENV)/.docs  ## Build the documentation site into docs/_build/html
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+
+$(VENV)/.docs: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $(VENV)/.built $@
+
 wheel: $(VENV)/.venv  ## Build the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -68,4 +75,4 @@ test-wheel: wheel  ## Install the wheel in a clean environment outside the check
 	sh tests/wheel.sh dist/*.whl
 
 clean:  ## Remove everything that the targets made
-	rm -rf $(VENV) dist target
+	rm -rf $(VENV) dist target docs/_build

@@ -50,7 +50,7 @@ JOBS = {
     "sioux-falls": Job(
         "Sioux Falls, all destinations",
         {"network": "sioux-falls"},
-        60,
+        40,
         22.0,
         changes={"n_replicas": 4},
     ),

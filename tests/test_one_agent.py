@@ -39,7 +39,16 @@ def fixed(tag):
 
 def make_learner(model, n_agents, policy=None, **options):
     """Return a one-agent learner in float64, of this policy if one is given."""
-    config = ltde.Config(**{"width": 8, "n_replicas": 4, "dtype": "float64", "tau": 1.3, **options})
+    config = ltde.Config(
+        **{
+            "density_transform": "linear",
+            "width": 8,
+            "n_replicas": 4,
+            "dtype": "float64",
+            "tau": 1.3,
+            **options,
+        }
+    )
     learner = ltde.LTDENeuralAC(model, n_agents, config, threads=1).learner
     if policy is not None:
         learner.policy = policy

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ltde import diagnostics as diagnostics
     from ltde import envs as envs
     from ltde import exact as exact
+    from ltde import plotting as plotting
+    from ltde import report as report
     from ltde._core import ModelError as ModelError
     from ltde._core import __version__ as __version__
     from ltde.agents import AgentRollout as AgentRollout
@@ -75,7 +77,7 @@ _HOME = {
     "evaluate": "evaluation",
 }
 
-_MODULES = ("diagnostics", "envs", "exact")
+_MODULES = ("diagnostics", "envs", "exact", "plotting", "report")
 
 __all__ = sorted(_HOME)
 

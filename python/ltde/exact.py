@@ -336,7 +336,7 @@ class ExactSystem:
 
     @cached_property
     def J(self) -> float:
-        """Expected total reward, Eq. (4.1): the mean of `sum_s V_s` under `P_0`."""
+        """Expected total reward, Eq. (4.1), the mean of `sum_s V_s` under `P_0`."""
         return float(self.initial_law @ self.v.sum(axis=1))
 
     @cached_property

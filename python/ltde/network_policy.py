@@ -86,7 +86,7 @@ class NetworkPolicy(nn.Module):
 
     @property
     def stationary(self) -> bool:
-        """True: the policy does not depend on time."""
+        """Whether the policy does not depend on time; always True."""
         return True
 
     @property

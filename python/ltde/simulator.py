@@ -195,7 +195,7 @@ class Simulator:
 
     @property
     def counts(self) -> Masses:
-        """The present counts `(B, S)`: one array, updated in place by every call.
+        """The present counts `(B, S)`, one array updated in place by every call.
 
         int64, or float64 densities at `N = inf`. Writing to it moves agents; the next call checks
         that they are still `N`.

@@ -218,7 +218,7 @@ class Info:
         """Show."""
         import torch
 
-        from ltde import __version__
+        from ltde import __version__, _core
 
         devices = ["cpu"]
         devices += [
@@ -236,6 +236,7 @@ class Info:
             "platform": platform.platform(),
             "processor": _processor(),
             "instructions": _instructions(),
+            "kernels": _core.instruction_set(),
             "cores": cores,
             "threads": int(threads) if threads.isdigit() else cores,
             "devices": devices,

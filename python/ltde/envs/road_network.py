@@ -357,7 +357,7 @@ class RoadNetwork:
 
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
-        """`(D, L)`: a trip to this destination can still arrive once it is on this link."""
+        """`(D, L)` whether a trip to this destination can still arrive once it is on this link."""
         to_go = self.remaining(np.ones(self.n_links))
         row = np.searchsorted(self.destinations, self.destination)
         cut = ~np.isfinite(to_go[row, np.searchsorted(self.nodes, self.origin)])
