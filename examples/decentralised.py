@@ -1,28 +1,21 @@
 """Decentralised execution: each agent acts from its own state and the density there.
 
-`AgentSimulator` moves labelled bikes of `own_model.py` one by one, and three of them are followed.
-`Simulator` moves counts, a step costing the same for any number of bikes. Their laws agree.
+The team policy learned for the bikes of `own_model.py` gives the policy of one bike.
+`AgentSimulator` moves labelled bikes by it one by one, and three of them are followed. `Simulator`
+moves counts by the team policy, a step costing the same for any number of bikes. Their laws agree,
+and so do their values.
 """
 
 import math
+from functools import lru_cache
 
 import ltde
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from own_model import build
+from numpy.typing import NDArray
+from own_model import build, learn
 
-AGENTS, STEPS, RUNS = 60, 10, 500
-
-
-def decide(state: int, density: float) -> ArrayLike:
-    """Probabilities to stay and to move on: the more bikes are here, the more leave."""
-    leave = min(0.9, 6.0 * density)
-    return [1.0 - leave, leave]
-
-
-def decide_for_all(counts: NDArray[np.int64], n_agents: float) -> ArrayLike:
-    """Ask `decide` at every station of every replica, `(B, S, A)`."""
-    return [[decide(s, n / n_agents) for s, n in enumerate(row)] for row in counts.tolist()]
+AGENTS, STEPS, RUNS = 60, 10, 200
+VALUE_RUNS, HORIZON = 16, 90
 
 
 def mean_and_error(samples: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
@@ -31,9 +24,14 @@ def mean_and_error(samples: NDArray[np.float64]) -> tuple[NDArray[np.float64], .
 
 def main() -> None:
     model = build()
+    team = learn(model)
+    decide = lru_cache(team.individual())  # (station, density) -> probabilities to stay, to move
+    print("A bike at station 9 where density is 0, 0.1, 0.2 moves on with probability")
+    print("  " + ", ".join(f"{decide(9, density)[1]:.3f}" for density in (0.0, 0.1, 0.2)))
+
     agents = ltde.AgentSimulator(model, AGENTS, seed=1)
     paths = agents.rollout(decide, n_steps=STEPS, tagged=[0, 1, 2]).trajectories
-    print(f"Stations of three of {AGENTS} bikes, step by step:\n")
+    print(f"\nStations of three of {AGENTS} bikes, step by step:\n")
     for bike, path in enumerate(paths.T):
         print(f"  bike {bike}:", *(f"{station:2d}" for station in path))
 
@@ -45,7 +43,7 @@ def main() -> None:
         by_agent[run] = agents.rollout(decide, n_steps=STEPS).counts[-1]
     simulator = ltde.Simulator(model, AGENTS, n_replicas=RUNS, seed=1)
     simulator.reset(start)
-    simulator.rollout(ltde.FunctionPolicy(decide_for_all), n_steps=STEPS, record=())
+    simulator.rollout(team, n_steps=STEPS, record=())
 
     print(f"\nBikes at each station after {STEPS} steps, mean and standard error of {RUNS} runs:\n")
     print("station    agent by agent        by counts")
@@ -54,6 +52,12 @@ def main() -> None:
         print(
             f"{station:7d}    {mean:5.2f} +- {error:.2f}    {count_mean:5.2f} +- {count_error:.2f}"
         )
+
+    print(f"\nValue J over {HORIZON} steps, mean of {VALUE_RUNS} runs with its 95 % interval:\n")
+    for name, execution in {"agent by agent": "agents", "by counts": "team"}.items():
+        value = ltde.evaluate(model, team, AGENTS, VALUE_RUNS, HORIZON, 1, execution=execution)
+        low, high = value.interval
+        print(f"  {name:14}   {value.mean:6.3f}   [{low:.3f}, {high:.3f}]")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A model of one's own: shared bikes at twelve stations on a ring, simulated at any N.
+"""A model of one's own: shared bikes at twelve stations on a ring; how to move them is learned.
 
 An agent is a bike. Action 0 leaves it where it is, action 1 sends it to the next station, which it
 reaches unless that station is full. A bike earns its share of the demand of its station.
@@ -43,18 +43,30 @@ def build() -> ltde.NetworkedModel:
     )
 
 
+def learn(model: ltde.NetworkedModel) -> ltde.SoftmaxPolicy:
+    config = ltde.Config.practical(n_iterations=40)
+    return ltde.LTDENeuralAC(model, 1_000, config).fit().best
+
+
 def main() -> None:
     model = build()
     model.check()  # names the first state, density and action at which something is wrong
     send = 0.5 - 0.4 * model.node / model.node.max()  # bikes leave where demand is low
-    policy = ltde.TabularPolicy(np.hstack([1.0 - send, send]))
-    print("Share of the demand that is served, over 200 steps:\n\n        N   mean of 50 replicas")
+    policies = {
+        "uniform": ltde.TabularPolicy.uniform(model),
+        "by demand": ltde.TabularPolicy(np.hstack([1.0 - send, send])),
+        "learned": learn(model),
+    }
+    print("Share of the demand that is served, discounted mean, with 95 % intervals:\n")
+    print(f"{'N':>9}" + "".join(f"   {name:>16}" for name in policies))
     for n_agents in (10, 1_000, 1_000_000, math.inf):
-        simulator = ltde.Simulator(model, n_agents, n_replicas=50, seed=1)
-        rewards = simulator.rollout(policy, n_steps=200, record=("rewards",)).rewards
-        served = rewards.sum(axis=2).mean(axis=0)  # a sum over stations, a mean over steps
-        error = 1.96 * served.std() / math.sqrt(len(served))
-        print(f"{n_agents:>9,}   {served.mean():.4f} +- {error:.4f}")
+        print(f"{n_agents:>9,}", end="")
+        for policy in policies.values():
+            value = ltde.evaluate(model, policy, n_agents, n_replicas=50, seed=1)
+            scale = 1.0 - model.discount  # from the discounted sum to the mean of a step
+            half = scale * (value.interval[1] - value.mean)
+            print(f"   {scale * value.mean:.4f} +- {half:.4f}", end="")
+        print()
 
 
 if __name__ == "__main__":
