@@ -86,6 +86,7 @@ def critic_error(k, width, discount=0.9):
             policy,
             k=k,
             width=width,
+            density_transform="linear",
             critic_law="nu",
             critic_average=True,
             critic_steps=4000,

@@ -39,9 +39,10 @@ class Config:
     input_scale
         Multiplies the inputs of the actor; `2 ** -0.5` gives `||zeta_s|| <= 1`, as Lemma 4.2 needs.
     density_transform
-        `"linear"`: critics read densities times `density_scale`, as in the paper; `"log1p"`: log(1
-        + that), which tells small densities apart and keeps costates from growing with densities
-        that the critics have not seen, where linear inputs can make training diverge.
+        Critics read `x`, densities times `density_scale`, by `"linear"` as in the paper; `"log1p"`
+        reads `2 log(1 + x)`, which tells small densities apart and keeps costates from growing with
+        densities that the critics have not seen, where linear inputs can make training diverge. The
+        2 lets densities weigh enough beside the constant input.
     symmetric
         Start from `f = 0` in actor and critic: the second half of the neurons copies the first with
         `b` negated. The paper draws all neurons independently. Changes the start only.

@@ -130,7 +130,7 @@ class Learner(abc.ABC):
     def transformed(self, density: Tensor) -> Tensor:
         """Return densities as the critics read them."""
         scaled = self.policy.density_scale * density
-        return torch.log1p(scaled) if self.config.density_transform == "log1p" else scaled
+        return 2.0 * torch.log1p(scaled) if self.config.density_transform == "log1p" else scaled
 
     def ascend(self, direction: Tensor, iteration: int) -> None:
         """Step the actor along a direction with the rate of this iteration, and project."""

@@ -350,7 +350,7 @@ class OneAgentLearner(Learner):
         """Return the derivative of the inputs in the densities."""
         scale = self.policy.density_scale
         if self.config.density_transform == "log1p":
-            return scale / (1.0 + scale * density)
+            return 2.0 * scale / (1.0 + scale * density)
         return np.full_like(density, scale)
 
 
