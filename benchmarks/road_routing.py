@@ -38,6 +38,7 @@ class Job:
     iterations: int
     target: float
     n_agents: int | None = None
+    replicas: int = 16  # of each measurement
     changes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -52,6 +53,7 @@ JOBS = {
         {"network": "sioux-falls"},
         40,
         22.0,
+        replicas=4,
         changes={"n_replicas": 4},
     ),
     "braess-score": Job(
@@ -75,7 +77,7 @@ def measure(routing: RoadRouting, policy: Any, replicas: int, seed: int) -> dict
     return {str(n): routing.measure(policy, n, replicas, seed).mean for n in agents}
 
 
-def train(job: Job, seed: int, replicas: int) -> dict[str, Any]:
+def train(job: Job, seed: int) -> dict[str, Any]:
     """Train one policy and measure it."""
     routing = RoadRouting(**job.routing)
     n_agents = job.n_agents or routing.training_agents
@@ -84,15 +86,15 @@ def train(job: Job, seed: int, replicas: int) -> dict[str, Any]:
     start = time.perf_counter()
     policy = trainer.fit(progress=False).best
     seconds = time.perf_counter() - start
-    minutes = measure(routing, policy, replicas, HELD_OUT + seed)
+    minutes = measure(routing, policy, job.replicas, HELD_OUT + seed)
     return {"seed": seed, "n_agents": n_agents, "seconds": seconds, "minutes": minutes}
 
 
-def baselines(job: Job, replicas: int) -> dict[str, dict[str, float]]:
+def baselines(job: Job) -> dict[str, dict[str, float]]:
     """Measure the policies that do not learn."""
     routing = RoadRouting(**job.routing)
     return {
-        name: measure(routing, policy, replicas, HELD_OUT)
+        name: measure(routing, policy, job.replicas, HELD_OUT)
         for name, policy in routing.baselines().items()
     }
 
@@ -140,7 +142,6 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--replicas", type=int, default=16, help="of each measurement")
     parser.add_argument("--again", action="store_true", help="repeat runs that are there already")
     parser.add_argument("--out", type=Path, default=Path("docs/results.json"))
     parser.add_argument("--markdown", type=Path, default=Path("docs/results.md"))
@@ -168,12 +169,12 @@ def main() -> None:
             runs = found.setdefault("runs", {})
             if str(seed) in runs and not options.again:
                 continue
-            run = runs[str(seed)] = train(job, seed, options.replicas)
+            run = runs[str(seed)] = train(job, seed)
             cells = "  ".join(f"{column(n)}: {m:.2f}" for n, m in run["minutes"].items())
             print(f"{name}, seed {seed}: {run['seconds']:.0f} s  {cells}", flush=True)
             done()
         if "baselines" not in found or options.again:
-            found["baselines"] = baselines(job, options.replicas)
+            found["baselines"] = baselines(job)
     done()
     print("\n" + tables(results))
 

@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +28,31 @@ def test_the_model_of_the_readme_runs(tmp_path):
 
 
 @pytest.mark.checkout
+def test_the_commands_of_the_readme_run(tmp_path):
+    (block,) = re.findall(r"```\n(ltde .*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    printed = []
+    for line in block.splitlines():
+        program, *options = shlex.split(line)
+        assert program == "ltde"
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "ltde", *options],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    learned = re.search(r"^best +inf +([\d.]+)", printed[1], flags=re.M)
+    assert float(learned[1]) < 10.0
+    assert (tmp_path / "runs" / "roads" / "report.html").stat().st_size > 10**5
+
+
+@pytest.mark.checkout
 def test_every_make_target_of_the_readme_exists():
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"`?make ([a-z-]+)", readme))
-    assert {"demo", "test", "bench"} <= targets
+    assert {"demo", "test", "bench", "docs"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
 

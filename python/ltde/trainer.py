@@ -48,7 +48,8 @@ class TrainingResult:
     policy
         The policy of the last iteration.
     best
-        The policy of the best evaluation; the last one if there was none.
+        The latest policy whose evaluation reaches the highest within its 95 % interval; the last
+        one if there was none.
     metrics
         One dict an iteration.
     """
@@ -217,7 +218,7 @@ class LTDENeuralAC:
         return TrainingResult(self.policy, self.best_policy(), list(self.metrics))
 
     def best_policy(self) -> NetworkPolicy:
-        """Return a copy of the policy with the weights of its best evaluation."""
+        """Return a copy of the policy with the weights of its best evaluation: see `fit`."""
         policy = copy.deepcopy(self.policy)
         if self._best is not None:
             with torch.no_grad():
@@ -253,8 +254,10 @@ class LTDENeuralAC:
                 threads=self.learner.simulator.threads,
             )
             metrics["J"], metrics["J_interval"] = result.mean, list(result.interval)
-            if self._best is None or result.mean > self._best[0]:
-                self._best = result.mean, self.policy.theta.detach().clone()
+            highest = -math.inf if self._best is None else self._best[0]
+            # rates decay, so of policies that cannot be told apart the latest is taken
+            if result.interval[1] >= highest:
+                self._best = max(highest, result.mean), self.policy.theta.detach().clone()
         metrics["seconds"] = time.perf_counter() - start
         return metrics
 
