@@ -42,7 +42,7 @@ class Job:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
-SCORE = {"actor": "score", "critic": "q", "features": "mass"}
+SCORE = {"actor": "score", "critic": "q", "features": "mass", "critic_steps": 100}
 JOBS = {
     "braess": Job("Braess, closed", {"network": "braess"}, 200, 84.0),
     "destination": Job(
@@ -57,15 +57,15 @@ JOBS = {
         changes={"n_replicas": 4},
     ),
     "braess-score": Job(
-        "Braess, score function", {"network": "braess"}, 300, 84.0, n_agents=60, changes=SCORE
+        "Braess, score function", {"network": "braess"}, 200, 84.0, n_agents=60, changes=SCORE
     ),
     "braess-energy": Job(
         "Braess, score function, energy-based teams",
         {"network": "braess"},
-        300,
+        100,
         84.0,
         n_agents=60,
-        changes={**SCORE, "family": "energy"},
+        changes={**SCORE, "family": "energy", "actor_rate": 10.0},
     ),
 }
 
