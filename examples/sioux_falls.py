@@ -120,7 +120,10 @@ def main() -> None:
     options = arguments()
     env = RoadRouting("sioux-falls", destination=10)
     env.model.check()
-    config = ltde.Config.practical(n_iterations=options.iterations, seed=options.seed)
+    # evaluated often, for the curve of the report
+    config = ltde.Config.practical(
+        n_iterations=options.iterations, evaluate_every=2, seed=options.seed
+    )
     result = learn(env, config)
     learned = result.best
     baselines = env.baselines()
