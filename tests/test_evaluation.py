@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import statcheck
 import torch
-from ltde.evaluation import _student
+from ltde.evaluation import _student, mean_interval
 from ltde.exact import ExactSystem
 from models import ring_model, star_model
 from scipy import stats
@@ -409,3 +409,7 @@ def test_gaps_that_have_no_meaning(error, match, other):
     second = ltde.evaluate(ring(), policy_of("softmax"), N, other, 2) if other else 1.0
     with pytest.raises(error, match=match):
         first.minus(second)
+
+
+def test_an_infinite_value_has_no_interval():
+    assert mean_interval(np.array([1.0, np.inf])) == (math.inf, math.inf)

@@ -285,6 +285,22 @@ def test_metrics_beyond_the_checkpoint_are_dropped(tmp_path):
     assert lines(tmp_path) == [json.dumps(row) for row in without_seconds(whole.metrics)]
 
 
+@pytest.mark.parametrize("damage", ["cut", "gone", "hole", "number"])
+def test_metrics_that_are_missing_are_said(tmp_path, damage):
+    train(CONFIGS["marginal"], 3, run_dir=tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    rows = path.read_text().splitlines(keepends=True)
+    kept = {"cut": 1, "gone": 0, "hole": 1, "number": 2}[damage]
+    if damage == "gone":
+        path.unlink()
+    else:
+        ends = {"cut": "", "hole": rows[2], "number": "5\n"}
+        path.write_text("".join(rows[:kept]) + ends[damage])
+    with pytest.warns(RuntimeWarning, match=rf"jsonl: holds the metrics of {kept} of 3 iterations"):
+        resumed = load(tmp_path)
+    assert [row["iteration"] for row in resumed.metrics] == [1, 2, 3][:kept]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file is not replaced")
 def test_a_checkpoint_is_replaced_as_a_whole(tmp_path):
     """Whoever has the old file open reads the old file to its end."""

@@ -270,7 +270,7 @@ def _asked(policy: Callable[[int, float], Any], model: NetworkedModel) -> Functi
 def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """Return the 95 % interval of the mean."""
     mean, n = float(values.mean()), len(values)
-    if n == 1:
+    if n == 1 or not math.isfinite(mean):
         return mean, mean
     half = _student(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
     return mean - half, mean + half

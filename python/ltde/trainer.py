@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -349,15 +350,25 @@ class LTDENeuralAC:
 
 
 def _metrics_until(folder: Path, iteration: int) -> list[dict[str, Any]]:
-    """Read the metrics up to an iteration; a line that was cut off is left out."""
+    """Read the metrics up to an iteration, and warn where they end too early."""
     rows: list[dict[str, Any]] = []
     path = folder / "metrics.jsonl"
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines()[:iteration]:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError:
                 break
+            if not isinstance(row, dict) or row.get("iteration") != len(rows) + 1:
+                break
+            rows.append(row)
+    # `save` alone writes no metrics
+    if len(rows) < iteration and (folder / "config.toml").is_file():
+        warnings.warn(
+            f"{path}: holds the metrics of {len(rows)} of {iteration} iterations",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     return rows
 
 
