@@ -12,6 +12,7 @@ __all__ = [
     "TabularPolicy",
     "__version__",
     "binomial",
+    "instruction_set",
     "multinomial",
     "sample_actions",
 ]
