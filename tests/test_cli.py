@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import pytest
 from ltde.checkpoint import read
 from ltde.cli import main
 from ltde.cli.commands import COMMANDS
+from ltde.cli.options import number_of_agents
 from ltde.config import Config
 from ltde.trainer import CHECKPOINT
 
@@ -105,6 +108,14 @@ def train(folder, run, *more, attribute="model"):
     return main(["train", target(folder, attribute), *out, *TINY, *more])
 
 
+def move_file(home, run):
+    """Let the copy of a run find its model."""
+    path = run / "environment.toml"
+    text = path.read_text(encoding="utf-8")
+    text = re.sub("file = .*", f"file = '{(home / 'own_model.py').as_posix()}'", text)
+    path.write_text(text, encoding="utf-8")
+
+
 def theta(run):
     return {name: x.numpy() for name, x in read(run / CHECKPOINT)[0].items()}
 
@@ -167,6 +178,7 @@ def test_help_of_a_command_names_each_option(name, capsys):
     assert "None)" not in documented or name == "train"  # where Config has a None
     if name == "train":
         assert "Number `M` of neurons of each state" in documented
+        assert 'needs `actor="score"` and `critic="q"`' in documented
 
 
 def test_help_shows_the_options_of_an_application(capsys):
@@ -187,7 +199,7 @@ def test_what_cannot_be_parsed_is_a_usage_error(home, capsys):
     assert "TARGET" in fails(capsys, "train", code=2)
     assert "--width" in fails(capsys, "train", target(home), "--widht", "3", code=2)
     assert "--width" in fails(capsys, "train", target(home), "--width", "x", code=2)
-    for wrong in ("0", "1.5", "many", "nan", "-3", "1e300"):
+    for wrong in ("0", "1.5", "many", "nan", "-3", "1e300", "1e400", "-inf"):
         message = fails(capsys, "evaluate", home / "run", "--agents", wrong, code=2)
         assert message.startswith("ltde: --agents: expected an integer")
         assert wrong in message
@@ -195,6 +207,34 @@ def test_what_cannot_be_parsed_is_a_usage_error(home, capsys):
         capsys, "evaluate", home / "run", "--policy", "bset", code=2
     )
     assert "--steps" in fails(capsys, "simulate", target(home), "--steps", "0", code=2)
+
+
+@pytest.mark.parametrize("text", ["inf", "+Inf", "infinity", "\N{INFINITY}"])
+def test_infinity_is_a_word(text):
+    assert number_of_agents(text) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "value"),
+    [
+        *[
+            (command, flag, value)
+            for command in ("evaluate", "simulate", "report")
+            for flag, value in (("replicas", "0"), ("threads", "0"), ("seed", "-1"))
+        ],
+        *[("check", flag, value) for flag, value in (("samples", "0"), ("steps", "0"))],
+        *[("check", flag, value) for flag, value in (("threads", "0"), ("seed", "-1"))],
+        *[("train", flag, "0") for flag in ("replicas", "threads", "iterations", "width")],
+        *[("train", flag, "-1") for flag in ("seed", "k")],
+        ("resume", "threads", "0"),
+    ],
+)
+def test_numbers_out_of_range_are_usage_errors(command, flag, value, home, tmp_path, capsys):
+    what = target(home) if command in ("train", "check") else home / "run"
+    out = ["--out", tmp_path / "out"] * (command == "train")
+    message = fails(capsys, command, what, *out, f"--{flag}", value, code=2)
+    assert re.match(rf"ltde: (--)?{flag}: expected ", message)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_tyro_a_sentence_says_what_to_install(monkeypatch, capsys):
@@ -249,6 +289,48 @@ def test_resumed_runs_have_the_bits_of_one_that_was_left_alone(home, tmp_path, c
     same_bits(tmp_path / "whole", tmp_path / "parts")
     assert main(["resume", run]) == 0
     assert "7 iterations are done already" in capsys.readouterr().err
+    for wrong in ("0", "-1"):
+        message = fails(capsys, "resume", run, "--iterations", wrong, code=2)
+        assert message.startswith("ltde: --iterations: expected at least 1")
+
+
+def test_with_nothing_left_to_do_nothing_is_written(home, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(home / "run", run)
+    move_file(home, run)
+
+    def state():
+        return {path.name: path.stat().st_mtime_ns for path in (run, *run.iterdir())}
+
+    before = state()
+    shown = data(capsys, "resume", run, "--iterations", "2")
+    assert (shown["iterations"], shown["run"]) == (5, str(run))
+    assert before == state()
+    assert main(["resume", str(run)]) == 0
+    assert "nothing was left to do" in capsys.readouterr().out
+    last = run / "policy_last.safetensors"
+    wanted = last.read_bytes()
+    assert wanted != (run / "policy_best.safetensors").read_bytes()
+    for old in (None, b"damaged", (run / "policy_best.safetensors").read_bytes()):
+        # killed just before it was written, beside nothing or the policy of an earlier end
+        last.unlink()
+        if old is not None:
+            last.write_bytes(old)
+        assert main(["resume", str(run), "--quiet"]) == 0
+        assert last.read_bytes() == wanted
+    same_bits(home / "run", run)
+
+
+@pytest.mark.parametrize("left", ["policy_best.safetensors", "metrics.jsonl"])
+def test_what_is_left_of_a_run_is_not_overwritten(left, home, tmp_path, capsys):
+    shutil.copy(home / "run" / left, tmp_path)
+    message = fails(capsys, "train", target(home), "--out", tmp_path)
+    assert left in message
+    assert "whose checkpoint is gone" in message
+    assert [path.name for path in tmp_path.iterdir()] == [left]
+    (tmp_path / left).unlink()
+    (tmp_path / "metrics.jsonl").write_text("", encoding="utf-8")
+    assert train(home, tmp_path, "--iterations", "1") == 0
 
 
 def test_a_folder_with_a_run_is_refused(home, capsys):
@@ -326,6 +408,12 @@ def test_presets_files_and_flags_make_the_config(home, tmp_path, capsys):
         ("uniform", "inf"),
     ]
     assert "inf is left out" in error
+    for command in ("evaluate", "report"):
+        message = fails(capsys, command, tmp_path / "b", "--agents", "inf", code=2)
+        assert message.startswith("ltde: --agents: expected a finite number")
+    assert not (tmp_path / "b" / "report.html").exists()
+    shown = data(capsys, "evaluate", tmp_path / "b", "--agents", "inf", "--baselines")
+    assert [row["policy"] for row in shown["rows"]] == ["uniform"]
     args = ["train", target(home, "unbounded"), "--out", tmp_path / "c"]
     assert "--reward-scale" in fails(capsys, *args, "--preset", "theory", code=2)
     args[1] = target(home)
@@ -354,7 +442,6 @@ def test_a_wrong_config_is_refused(text, message, home, tmp_path, capsys):
 
 def test_wrong_settings_are_refused(home, tmp_path, capsys):
     args = ["train", target(home), "--out", tmp_path / "run"]
-    assert "width: expected at least 1" in fails(capsys, *args, "--width", "0")
     message = fails(capsys, *args, "--agents", "inf", "--actor", "score", "--critic", "q")
     assert "needs a finite number" in message
     assert "n_agents" in fails(capsys, "train", target(home, "fixed"), *args[2:], "--agents", "9")
@@ -367,10 +454,16 @@ def test_a_training_that_diverges_says_what_to_try(home, tmp_path, capsys):
     assert re.search(r"iteration \d+: the .* is not finite; try a smaller", message)
 
 
-def test_a_model_with_fixed_counts_trains_with_their_number(home, tmp_path):
+def test_a_model_with_fixed_counts_is_played_with_their_number(home, tmp_path, capsys):
     args = ["train", target(home, "fixed"), "--out", str(tmp_path), *TINY, "--iterations", "1"]
     assert main([*args, "--quiet"]) == 0
     assert read(tmp_path / CHECKPOINT)[1]["n_agents"] == 15
+    # by default the only numbers that there are
+    shown = data(capsys, "evaluate", tmp_path, "--replicas", "2")
+    assert [row["agents"] for row in shown["rows"]] == [15, "inf"]
+    assert main(["report", str(tmp_path), "--replicas", "2"]) == 0
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall("N = ([^<]*)</th>", text) == ["15", "\N{INFINITY}"]
 
 
 # ---- own files ----------------------------------------------------------------------------------
@@ -435,6 +528,38 @@ def test_a_file_may_import_from_beside_it_and_changes_are_seen(tmp_path, capsys,
     del sys.modules["beside_own_model"]
 
 
+def test_what_a_file_prints_is_no_result(tmp_path, capsys):
+    own = tmp_path / "own_model.py"
+    text = (
+        MODEL
+        + """
+
+class Late(OwnModel):
+    @property
+    def model(self):
+        if self._model is None:
+            print("at the first access")
+            self._model = build()
+        return self._model
+
+
+def loud():
+    print("while it is built")
+    return Late(None, "late", 20)
+
+
+print("at import")
+"""
+    )
+    own.write_text(text, encoding="utf-8")
+    shown = data(capsys, "check", f"{own}:loud", "--steps", "2")
+    assert shown["states"] == 6
+    assert main(["check", f"{own}:loud", "--steps", "2", "--json"]) == 0
+    out, error = capsys.readouterr()
+    assert error.splitlines() == ["at import", "while it is built", "at the first access"]
+    assert out.startswith("{")
+
+
 def test_another_model_is_refused(tmp_path, capsys):
     own = tmp_path / "own_model.py"
     own.write_text(MODEL, encoding="utf-8")
@@ -494,6 +619,10 @@ def test_simulate_writes_counts_and_rewards(home, tmp_path, capsys):
         assert arrays["counts"].dtype == np.float64
     message = fails(capsys, "simulate", target(home), "--out", tmp_path / "none" / "a.npz")
     assert message == f"ltde: {tmp_path / 'none' / 'a.npz'}: No such file or directory\n"
+    # found out before anything is simulated, or even imported
+    none = ["simulate", home / "none.py:model", "--out"]
+    assert "No such file or directory" in fails(capsys, *none, tmp_path / "none" / "a.npz")
+    assert "Is a directory" in fails(capsys, *none, tmp_path)
     message = fails(capsys, "simulate", target(home), "--policy", "best", code=2)
     assert "expected one of uniform" in message
 
@@ -545,10 +674,30 @@ def test_folders_that_hold_no_run(tmp_path, home, capsys):
     text = "application = 'road-routing'\n[options]\nspeed = 3\n"
     (tmp_path / "environment.toml").write_text(text, encoding="utf-8")
     assert "speed: no such option; known are" in fails(capsys, "evaluate", tmp_path)
-    text = (home / "run" / "environment.toml").read_text(encoding="utf-8")
-    text = re.sub("file = .*", f"file = '{(home / 'own_model.py').as_posix()}'", text)
-    (tmp_path / "environment.toml").write_text(text, encoding="utf-8")
+    shutil.copy(home / "run" / "environment.toml", tmp_path)
+    move_file(home, tmp_path)
     assert "no checkpoint" in fails(capsys, "evaluate", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("application = ['a']", "no such application ['a']"),
+        ("application = 'road-routing'\noptions = 3", "options: expected a table, got 3"),
+        ("application = 'road-routing'\n[options]\nstep = 'abc'", "step: expected"),
+        ("application = 'road-routing'\n[options]\nnetwork = 3", "network: expected"),
+        ("file = 3\nattribute = 'a'\nsha256 = ''", "file: expected a string, got 3"),
+        ("file = 'a.py'\nattribute = 3\nsha256 = ''", "attribute: expected a string, got 3"),
+        ("file = 'a.py'\nattribute = 'a'\nsha256 = 3", "sha256: expected a string, got 3"),
+    ],
+)
+def test_a_damaged_environment_is_named(text, message, tmp_path, capsys):
+    path = tmp_path / "environment.toml"
+    path.write_text(text, encoding="utf-8")
+    for command in ("evaluate", "report", "resume", "simulate"):
+        shown = fails(capsys, command, tmp_path)
+        assert shown.startswith(f"ltde: {path}: {message}")
+        assert shown.count("\n") == 1
 
 
 # ---- envs, check, info --------------------------------------------------------------------------
@@ -713,6 +862,22 @@ def test_a_reader_that_goes_away_is_no_error_to_show():
     assert process.returncode == 1
 
 
+def test_streams_that_cannot_take_everything():
+    command = [sys.executable, "-m", "ltde", "--help"]
+    ascii_only = environment() | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, timeout=60, env=ascii_only)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"? train " in done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+def test_a_closed_standard_output_is_no_error():
+    for argument in ("--version", "envs"):
+        command = f"{shlex.quote(sys.executable)} -m ltde {argument} >&-"
+        done = subprocess.run(command, shell=True, capture_output=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 # ---- road routing -------------------------------------------------------------------------------
 
 
@@ -739,5 +904,48 @@ def test_road_routing_from_training_to_simulation(tmp_path, capsys, monkeypatch)
     assert shown["lower_is_better"]
     simulate = ["simulate", "road-routing", "--network", "braess", "--policy", "myopic"]
     assert data(capsys, *simulate, "--steps", "3", "--agents", "100")["agents"] == 100
-    assert "no trip ends at 9" in fails(capsys, *train, "--destination", "9")
-    assert "network: expected" in fails(capsys, "check", "road-routing", "--network", "nowhere")
+    assert "no trip ends at 9" in fails(capsys, *train, "--destination", "9", code=2)
+    check = ["check", "road-routing", "--network"]
+    assert "network: expected" in fails(capsys, *check, "nowhere", code=2)
+    for option, value in (("step", "0"), ("discount", "1")):
+        message = fails(capsys, *check, "braess", f"--{option}", value, code=2)
+        assert message.startswith(f"ltde: {option}: expected")
+
+
+CITY = """<NUMBER OF ZONES> 2
+<NUMBER OF NODES> 2
+<FIRST THRU NODE> 1
+<NUMBER OF LINKS> 2
+<END OF METADATA>
+~ init term capacity length free_flow b power speed toll type ;
+1 2 1000 1 5 0.15 4 0 0 1 ;
+2 1 1000 1 5 0.15 4 0 0 1 ;
+"""
+TRIPS = """<NUMBER OF ZONES> 2
+<TOTAL OD FLOW> 200
+<END OF METADATA>
+Origin 1
+2 : 100;
+Origin 2
+1 : 100;
+"""
+
+
+def test_run_and_city_can_move_together(tmp_path, capsys):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "city_net.tntp").write_text(CITY, encoding="utf-8")
+    (here / "city_trips.tntp").write_text(TRIPS, encoding="utf-8")
+    options = ["--network", str(here / "city_net.tntp"), "--agents", "20", "--vehicles", "100"]
+    run = here / "run"
+    out = ["--out", str(run), "--iterations", "1", "--quiet"]
+    assert main(["train", "road-routing", *options, *TINY, *out]) == 0
+    text = (run / "environment.toml").read_text(encoding="utf-8")
+    assert 'network = "../city_net.tntp"' in text
+    there = here.rename(tmp_path / "there")
+    play = ["simulate", there / "run", "--steps", "2", "--agents", "20"]
+    assert data(capsys, *play)["steps"] == 2
+    (there / "city_net.tntp").rename(there / "town_net.tntp")
+    message = fails(capsys, *play)
+    assert "city_net.tntp" in message
+    assert f"correct `network` in {there / 'run' / 'environment.toml'}" in message

@@ -360,6 +360,19 @@ def test_labels_that_are_apart_stay_where_they_are(places):
     np.testing.assert_allclose(plotting._spread(wanted, 0.01), wanted, atol=1e-12)
 
 
+@pytest.mark.parametrize("count", [1, 3, 15])
+def test_labels_at_the_side_stay_beside_the_axes(count):
+    for value in (1e3, -1e3):  # at the upper edge, and at the lower one
+        figure = plotting.learning_curve(
+            metrics(), lines={f"name {i}": value * (1 + 1e-3 * i) for i in range(count)}
+        )
+        boxes = [box for text, box, _ in drawn_texts(figure) if text.startswith("name")]
+        axes = figure.axes[0].get_window_extent()
+        assert len(boxes) == count
+        assert max(box.y1 for box in boxes) <= axes.y1 + 1.0
+        assert min(box.y0 for box in boxes) >= axes.y0 - 1.0
+
+
 # Roads.
 
 
@@ -422,6 +435,9 @@ def test_the_unit_of_flows_is_named():
     ):
         texts = " ".join(text for text, _, _ in drawn_texts(one_map(network)))
         assert f"vehicles per {unit}" in texts
+    figure = plotting.road_map(BRAESS, np.ones(5), np.full(5, 4.0), title="", label=LABEL)
+    texts = [text for text, _, _ in drawn_texts(figure)]
+    assert {"2 vehicles per minute", "1 vehicle per minute"} <= set(texts)
 
 
 def test_long_labels_take_two_lines():

@@ -159,6 +159,27 @@ def test_the_numbers_are_those_of_the_environment(page, environment, learned):
                 assert f"[{report._number(low, half)}, {report._number(high, half)}]" in page.words
 
 
+def test_the_caption_says_what_the_points_are_before_an_evaluation(page):
+    assert "(reward of a step) / (1 - discount)" in page.words
+    assert "biased while the chain is young" in page.words
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, model, learned, monkeypatch):
+    class Unmeasured(OwnModel):
+        def measure(self, *args, **options):
+            raise AssertionError("it was simulated")
+
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "figures").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / "run"):
+        with pytest.raises(NotADirectoryError):
+            report.write(folder, Unmeasured(model), learned, [])
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(PermissionError, match=re.escape(str(tmp_path))):
+        report.write(tmp_path / "a" / "b", Unmeasured(model), learned, [])
+
+
 def test_baselines_are_lines_of_the_learning_curve(tmp_path, environment, learned, undrawn):
     written(tmp_path, environment, learned, metrics(), training_agents=30, seed=3)
     uniform = environment.baselines()["uniform"]
@@ -170,7 +191,7 @@ def test_baselines_are_lines_of_the_learning_curve(tmp_path, environment, learne
 def test_it_says_what_was_trained(page, learned):
     for text in (
         "A one-way ring",
-        "4 states, 12 edges, 2 actions, discount 0.9",
+        "4 states, 4 edges, 2 actions, discount 0.9",
         "20 iterations with N = 1,234, 2 seconds",
         f"ltde {ltde.__version__}",
         repr(learned),
@@ -215,7 +236,8 @@ def test_an_application_shows_its_own_pictures(tmp_path, model, learned):
 
     page = written(tmp_path, Own(model, "own", 20), learned, [])
     assert list(asked) == ["uniform", "learned"]
-    assert "Roads at noon" in page.words
+    assert page.words.count("Roads at noon") == 1  # no caption says it again
+    assert page.images[-1]["alt"] == "Roads at noon"
     assert "What an agent does" not in page.words
 
 

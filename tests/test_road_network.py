@@ -201,7 +201,12 @@ def test_no_trip_passes_through_a_zone():
         ({"trips": [0.0]}, r"trips\[0\]: expected a number > 0, got 0"),
         ({"origin": [7]}, r"origin\[0\]: no link touches this node, got 7"),
         ({"origin": [2]}, r"destination\[0\]: a trip must not end where it begins, got 2"),
-        ({"origin": [2], "destination": [0]}, r"destination\[0\]: no path leads there"),
+        ({"trips": [1e100]}, r"trips\[0\]: at most 1e\+50, got 1e\+100"),
+        (
+            {"trips": [1e12], "power": [1.0, 4.0, 32.0]},
+            r"trips: 1e\+12 in all are too many for link 2, whose minutes would overflow",
+        ),
+        ({"origin": [2], "destination": [0]}, r"destination\[0\]: no path leads there from 2"),
         (
             {"origin": [0, 0], "destination": [2, 2], "trips": [1.0, 2.0]},
             r"destination\[1\]: this pair occurs twice",
@@ -294,6 +299,10 @@ def test_units_of_tntp_files(tmp_path):
         ("\t2\t3\t50", "\t0\t3\t50", r"line 9: expected a label of at least 1"),
         ("\t2\t3\t50", "\t2\t3\t0", r"line 9: expected a capacity > 0, got 0"),
         ("\t2\t3\t50", "\t2\t3\tnan", r"line 9: expected a finite number >= 0: nan"),
+        ("\t2\t3\t50", "\t2\t2\t50", r"Town_net.tntp, line 9: a link must not end .* got 2 twice"),
+        ("0.5\t1", "0.5\t40", r"Town_net.tntp, line 9: expected a power of at most 32, got 40"),
+        ("50\t1\t5\t0.5\t1", "1e-300\t1\t5\t0.5\t1", r"line 9: capacity 1e-300 is too small"),
+        ("50\t1\t5\t0.5\t1", "1e12\t1\t5\t0.5\t32", r"line 9: capacity 1e\+12 is too large for"),
         ("0.5\t1", "-0.5\t1", r"line 9: expected a finite number >= 0: -0.5"),
         ("LINKS> 5", "LINKS> 6", r"Town_net.tntp: expected 6 links, got 5"),
         ("LINKS> 5", "LINKS> five", r"line 4: expected the label of a node, got 'five'"),
@@ -316,6 +325,12 @@ def test_malformed_net_files(tmp_path, old, new, message):
         ("3 : 41.0", "3 41.0", r'line 8: expected "destination : trips", got \'3 41.0\''),
         ("41.0", "many", r"line 8: expected a number, got 'many'"),
         ("41.0", "-41.0", r"line 8: expected a finite number >= 0"),
+        ("3 : 41.0;", "3 : 41; 3 : 9;", r"line 8: trips from 2 to 3 were given before, in line 8"),
+        (
+            "origin 3\n    1 :      0.0;",
+            "origin 1\n 2 : 1;",
+            r"Town_trips.tntp, line 11: trips from 1 to 2 were given before, in line 6",
+        ),
         ("3 : 41.0;", "", r"Town_trips.tntp: expected 350 trips in all, got 309"),
     ],
 )
@@ -330,7 +345,8 @@ def test_malformed_trips_files(tmp_path, old, new, message):
     [
         ("2 5 6", "2 5", r"Town_node.tntp, line 3: expected a label and two coordinates"),
         ("2 5 6", "2 5 east", r"line 3: expected a number, got 'east'"),
-        ("2 5 6 ;\n", "", r"coordinates: node 2 has none"),
+        ("2 5 6 ;\n", "", r"Town_node.tntp: holds no coordinates of node 2 of Town_net.tntp"),
+        ("2 5 6 ;\n", "2 5 6;\n2 5 7;\n", r"Town_node.tntp, line 4: node 2 was given before"),
     ],
 )
 def test_malformed_node_files(tmp_path, old, new, message):
@@ -345,3 +361,50 @@ def test_metadata_may_be_absent_and_windows_may_have_written_the_files(tmp_path)
     links = tntp_files.read_links(path)
     assert links.tail.tolist() == [1, 2, 1, 4, 3]
     assert links.first_through == 0
+
+
+@pytest.mark.parametrize("header", ["node_id X Y", "node1 X Y", "~ none", '"Node" X Y ;'])
+def test_headers_of_node_files(tmp_path, header):
+    path = write(tmp_path, nodes=NODES.replace("Node\tX\tY\t;", header))
+    assert len(RoadNetwork.named(str(path)).coordinates) == 4
+
+
+def test_only_the_first_line_of_a_node_file_holds_names(tmp_path):
+    path = write(tmp_path, nodes="node_id X Y\n" + NODES)
+    with pytest.raises(ValueError, match="line 2: expected a number, got 'X'"):
+        RoadNetwork.named(str(path))
+
+
+def test_files_that_do_not_fit_are_named(tmp_path):
+    nothing = "Origin 1\n 1 : 30; 2 : 0;\n"
+    with pytest.raises(
+        ValueError, match=r"Town_trips.tntp: holds no trips between different zones"
+    ):
+        RoadNetwork.named(str(write(tmp_path, trips=nothing)))
+    with pytest.raises(ValueError, match=r"_trips.tntp: zone 9 has trips, but no link of Town_net"):
+        RoadNetwork.named(str(write(tmp_path, trips="Origin 1\n 2 : 30; 9 : 4;\n")))
+    # indices of arrays say nothing here: within zones and zeros are left out
+    cut = r"Town_net.tntp, .*Town_trips.tntp: destination: no path leads there from 3, got 1"
+    with pytest.raises(ValueError, match=cut):
+        RoadNetwork.named(
+            str(
+                write(
+                    tmp_path,
+                    net=NET.replace("\t3\t1\t10.5", "\t1\t3\t10.5"),
+                    trips="Origin 1\n 1 : 5; 2 : 30;\nOrigin 3\n 1 : 4;\n",
+                )
+            )
+        )
+
+
+def test_a_constant_link_may_have_any_capacity(tmp_path):
+    # b = 0: the capacity does not matter
+    net = NET.replace("1000\t1\t4\t0\t0", "1e-300\t1\t4\t0\t4")
+    network = RoadNetwork.named(str(write(tmp_path, net=net)))
+    assert network.coefficient[2] == 0.0
+
+
+def test_a_factor_that_overflows_is_refused(tmp_path):
+    net = write(tmp_path)
+    with pytest.raises(ValueError, match=r"Town_net.tntp, .*: free_flow: expected a finite number"):
+        RoadNetwork.from_tntp(net, tmp_path / "Town_trips.tntp", time_factor=1e308)

@@ -465,10 +465,8 @@ def test_minutes_of_the_closed_system_are_those_of_completed_trips():
     assert fluid(app, policy) == pytest.approx(2_000 / done - 1.0, abs=1e-6)
 
 
-def test_circles_are_measured_by_a_lower_bound(monkeypatch):
-    monkeypatch.setattr("ltde.envs.road_routing._LONGEST_TRIP", 300)
-    app = routing(destination=10)
-    # turn back at every crossing that is not an end
+def circles(app):
+    """Return the policy that turns back at every crossing that is not an end."""
     link = app.link_of_state
     probs = app.baselines()["uniform"].probs.copy()
     for s in range(76):
@@ -476,7 +474,82 @@ def test_circles_are_measured_by_a_lower_bound(monkeypatch):
         if app.roads.head[link[s]] != 10:
             probs[s] = 0.0
             probs[s, np.flatnonzero(app.roads.head[out] == app.roads.tail[link[s]])] = 1.0
-    assert app.measure(ltde.TabularPolicy(probs), 500, 2).mean > 200.0
+    return ltde.TabularPolicy(probs)
+
+
+def test_circles_are_measured_by_a_lower_bound(monkeypatch):
+    monkeypatch.setattr("ltde.envs.road_routing._LONGEST_TRIP", 300)
+    app = routing(destination=10)
+    n_steps = math.ceil(20 * app.release + 100 * app.optimum.mean_trip)
+    message = rf"measure: \d+(\.\d)? % of the agents had not arrived after {n_steps:,} steps; the "
+    with pytest.warns(RuntimeWarning, match=message + "minutes are a lower bound"):
+        found = app.measure(circles(app), 500, 2)
+    assert found.mean > 0.5 * n_steps
+
+
+def test_how_long_is_measured_depends_on_minutes(monkeypatch):
+    # 12 steps of a minute are too few, but not 20 times the release and 100 trips
+    monkeypatch.setattr("ltde.envs.road_routing._LONGEST_TRIP", 12)
+    plain, fine = (routing("braess", destination=2, step=step) for step in (1.0, 0.25))
+    minutes = [fluid(app, app.baselines()["uniform"]) for app in (plain, fine)]
+    assert minutes[0] == pytest.approx(minutes[1], rel=0.05)
+
+
+def test_a_window_without_trips_is_told():
+    app = RoadRouting("braess", vehicles=1e30)
+    with pytest.warns(RuntimeWarning, match="no trip was completed in the window") as caught:
+        found = app.measure(app.baselines()["uniform"], 50, 3)
+    assert len(caught) == 1
+    assert found.values.tolist() == [math.inf] * 3
+    assert found.mean == math.inf
+
+
+@pytest.mark.parametrize("n_replicas", [0, -1, 1.5])
+def test_replicas_are_checked_also_of_the_fluid(n_replicas):
+    app = routing("braess")
+    with pytest.raises((ValueError, TypeError), match="n_replicas: expected an integer"):
+        app.measure(app.baselines()["uniform"], math.inf, n_replicas)
+
+
+def test_vehicles_follow_from_the_trips_of_the_network():
+    falls = RoadNetwork.sioux_falls()
+    assert RoadRouting(falls, destination=10).n_vehicles == 45_100.0
+    # its links and its title do not matter
+    other = dataclasses.replace(falls, name="A town", free_flow=2.0 * falls.free_flow)
+    assert RoadRouting(other, destination=10).n_vehicles == 45_100.0
+    half = dataclasses.replace(falls, trips=0.5 * falls.trips)
+    assert RoadRouting(half, destination=10).n_vehicles == pytest.approx(22_600.0)
+    one = falls.trips.copy()
+    one[np.flatnonzero(falls.destination == 10)[3]] += 100.0
+    more = dataclasses.replace(falls, trips=one)
+    assert RoadRouting(more, destination=10).n_vehicles == pytest.approx(45_300.0)
+    assert RoadRouting(falls, destination=11).n_vehicles != 45_100.0
+
+
+def test_too_many_trips_are_named():
+    braess = RoadNetwork.braess()
+    for trips in (1e12, 1e30):
+        app = RoadRouting(dataclasses.replace(braess, trips=[trips]))
+        with pytest.raises(
+            ValueError, match=r"trips: 1e\+(12|30) in all are too many for the links"
+        ):
+            app.model  # noqa: B018
+    falls = RoadNetwork.sioux_falls()
+    app = RoadRouting(dataclasses.replace(falls, trips=1e25 * falls.trips), discount=0.99)
+    with pytest.raises(ValueError, match=r"trips: 3.606e\+30 in all keep \S+ vehicles on the way"):
+        app.model  # noqa: B018
+
+
+def test_long_steps_are_told():
+    app = RoadRouting("braess", step=50.0)
+    with pytest.warns(
+        UserWarning, match="step: 50 minutes is longer than link 4's 10 minutes at"
+    ) as w:
+        model = app.model
+    assert [caught.filename for caught in w] == [__file__]
+    assert app.model is model  # once
+    # as long as the shortest link, or that of no time
+    assert RoadRouting("braess", step=10.0, discount=0.95).model.n_states == 6
 
 
 def test_loads_and_flows_of_links():

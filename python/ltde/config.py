@@ -26,7 +26,8 @@ class Config:
     Attributes
     ----------
     family
-        `"softmax"` (multinomial teams) or `"energy"` (Eq. (4.4); needs `actor="score"`).
+        `"softmax"` (multinomial teams) or `"energy"` (Eq. (4.4); needs `actor="score"` and
+        `critic="q"`).
     width
         Number `M` of neurons of each state, in actor and critic.
     tau

@@ -566,7 +566,7 @@ def road_maps(
         for value in (_round_down(widest), _round_down(widest / 4.0)):
             line = float(drawing.widths(np.array([value]), widest)[0])
             handles.append(_key(color=_GREY, lw=line))
-            names.append(f"{value:,g} {_flow_unit(network)}")
+            names.append(f"{value:,g} {_flow_unit(network, value)}")
     if unused:
         handles.append(_key(color=_UNUSED, lw=1.5))
         names.append(f"load below {norm.vmin:g}" if _is_log(norm) else "no load")
@@ -574,10 +574,11 @@ def road_maps(
     return figure
 
 
-def _flow_unit(network: RoadNetwork) -> str:
-    """Name the unit of flows."""
+def _flow_unit(network: RoadNetwork, value: float) -> str:
+    """Name the unit of a flow."""
     named = {1.0: "minute", 60.0: "hour", 1440.0: "day"}
-    return f"vehicles per {named.get(network.flow_unit, f'{network.flow_unit:g} minutes')}"
+    vehicles = "vehicle" if value == 1.0 else "vehicles"
+    return f"{vehicles} per {named.get(network.flow_unit, f'{network.flow_unit:g} minutes')}"
 
 
 class _Roads:
@@ -941,7 +942,10 @@ def _agents(n: float) -> str:
 def _label_at_the_side(
     figure: Figure, axes: Axes, labels: Sequence[tuple[float, str, str]]
 ) -> None:
-    """Write `(y, text, colour)` to the right of the axes, without overlaps; limits are final."""
+    """Write `(y, text, colour)` to the right of the axes, without overlaps; limits are final.
+
+    No label stands out above or below the axes.
+    """
     if not labels:
         return
     limits = axes.get_ylim()
@@ -951,7 +955,9 @@ def _label_at_the_side(
     low, high = scale(np.array(limits))
     heights = (scale(np.array([y for y, _, _ in order])) - low) / (high - low)
     gap = _ROW / (figure.get_figheight() - 1.5)
-    for (y, text, colour), place in zip(order, _spread(heights, gap), strict=True):
+    inside = 1.0 - gap  # half a line of room at both ends
+    places = inside * np.array(_spread((heights - 0.5 * gap) / inside, gap / inside)) + 0.5 * gap
+    for (y, text, colour), place in zip(order, places.tolist(), strict=True):
         axes.annotate(
             text,
             (1.0, y),

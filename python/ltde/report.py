@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import errno
 import html
 import io
 import math
@@ -64,7 +65,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Picture:
-    """A figure, and in words what it shows."""
+    """A figure, and in words what it shows where the title does not say all."""
 
     title: str
     words: str
@@ -115,6 +116,8 @@ def write(
         If an argument is of the wrong type or out of range.
     ImportError
         If matplotlib is not installed.
+    OSError
+        If the folder cannot be written, before anything is simulated.
 
     Notes
     -----
@@ -139,6 +142,9 @@ def write(
     if _LEARNED in baselines:
         raise ValueError(f"environment: a policy that does not learn is named {_LEARNED!r}")
     policies = {**baselines, _LEARNED: policy}
+    folder = Path(folder)
+    for place in (folder, folder / "figures"):
+        _check_folder(place)
 
     measured = {
         name: {
@@ -159,7 +165,9 @@ def write(
         _Picture(
             "Value during training",
             f"Value J of the policy by iteration, at N = {_count(trained)}; lines: J of the "
-            "policies that do not learn.",
+            "policies that do not learn. Before the first evaluation the points are the estimate "
+            "(reward of a step) / (1 - discount), J_estimate of the metrics, which is biased while "
+            "the chain is young.",
             plotting.learning_curve(
                 metrics, lines={name: value.mean for name, value in values.items()}
             ),
@@ -178,7 +186,6 @@ def write(
         *_of_the_application(environment, policies, trained, seed, replicas, threads),
     ]
 
-    folder = Path(folder)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     parts = [
         f"<h1>{_escape(environment.title)}</h1>",
@@ -191,6 +198,15 @@ def write(
     path = folder / "report.html"
     write_text(path, _page(environment.title, parts))
     return path
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise an exception if a folder can be neither written nor made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 # ---- what is measured and drawn -----------------------------------------------------------------
@@ -212,7 +228,7 @@ def _of_the_application(
     """Return the application's own pictures; densities and the policy where it has none."""
     own = environment.figures(policies, seed)
     if own:
-        return [_Picture(title, f"{title}.", figure) for title, figure in own.items()]
+        return [_Picture(title, "", figure) for title, figure in own.items()]
     model, learned = environment.model, policies[_LEARNED]
     if not _has_value(learned, trained):
         return []
@@ -314,7 +330,7 @@ def _summary(
     wall = sum(s for s in seconds if math.isfinite(s))
     rows = {
         "Environment": type(environment).__name__,
-        "Model": f"{model.n_states:,} states, {len(model.graph.indices):,} edges, "
+        "Model": f"{model.n_states:,} states, {model.graph.n_edges:,} edges, "
         f"{model.n_actions} actions, discount {model.discount:g}",
         "Policy": repr(policy),
         "Training": f"{len(metrics):,} iterations with N = {_count(trained)}"
@@ -386,14 +402,12 @@ def _embed(folder: Path, number: int, picture: _Picture) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", picture.title.lower()).strip("-")[:60]
     (folder / f"{number:02}-{slug}.png").write_bytes(data)
     words = _escape(picture.words)
-    return "\n".join(
-        [
-            f"<h2>{_escape(picture.title)}</h2>",
-            f'<figure><img alt="{words}" '
-            f'src="data:image/png;base64,{base64.b64encode(data).decode()}">',
-            f"<figcaption>{words}</figcaption></figure>",
-        ]
+    image = (
+        f'<img alt="{words or _escape(picture.title)}" '
+        f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
     )
+    caption = f"\n<figcaption>{words}</figcaption>" if words else ""
+    return f"<h2>{_escape(picture.title)}</h2>\n<figure>{image}{caption}</figure>"
 
 
 def _settings(environment: Environment, config: Path) -> str:

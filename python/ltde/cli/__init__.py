@@ -37,9 +37,10 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all is well; 1 after an error of the user, a wrong model or a training that diverged; 2
-        for arguments that make no sense; 130 after Ctrl-C.
+        0 if all is well; 1 after an error, a wrong model or a training that diverged; 2 for
+        arguments that make no sense; 130 after Ctrl-C.
     """
+    _make_streams_safe()
     arguments = list(sys.argv[1:] if args is None else args)
     try:
         import tyro  # noqa: F401
@@ -74,6 +75,16 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
     finally:
         sys.path[:] = path
+
+
+def _make_streams_safe() -> None:
+    """Write "?" for what a stream cannot encode; a stream that is closed swallows everything."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure") and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="replace")
 
 
 def _run(arguments: list[str]) -> int:

@@ -22,13 +22,13 @@ from ltde.cli.options import (
     Number,
     Output,
     Target,
-    UsageError,
     documentation,
     flags,
     number_of_agents,
     plural,
     short,
     table,
+    whole,
 )
 from ltde.envs import ENVIRONMENTS
 
@@ -131,8 +131,8 @@ class Check:
 
     def run(self) -> None:
         """Check."""
-        if self.steps < 1:
-            raise UsageError(f"--steps: expected at least 1, got {self.steps}")
+        for name, least in (("steps", 1), ("samples", 1), ("seed", 0), ("threads", 1)):
+            whole(name, getattr(self, name), least)
         start = time.perf_counter()
         environment = source.named(self.target, self.application).build()
         model = environment.model

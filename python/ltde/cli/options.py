@@ -47,6 +47,7 @@ __all__ = [
     "plural",
     "short",
     "table",
+    "whole",
 ]
 
 # Options of commands; None if one is not given, which is no word of the command line.
@@ -62,13 +63,20 @@ Word: TypeAlias = Annotated[
 Number: TypeAlias = Annotated[
     str | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="N", help_behavior_hint="")
 ]
-Numbers: TypeAlias = Annotated[tuple[str, ...], tyro.conf.arg(metavar="N [N ...]")]
+Numbers: TypeAlias = Annotated[
+    tuple[str, ...] | None,
+    tyro.conf.DisallowNone,
+    tyro.conf.arg(metavar="N [N ...]", help_behavior_hint=""),
+]
 File: TypeAlias = Annotated[
     Path | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="PATH", help_behavior_hint="")
 ]
 Name: TypeAlias = Annotated[str, tyro.conf.arg(metavar="NAME")]
 Run: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Target: TypeAlias = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+
+# Infinitely many agents.
+_INFINITE = ("inf", "infinity", "\N{INFINITY}")
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -107,16 +115,35 @@ class Output:
 
 def number_of_agents(text: str) -> float:
     """Read a number of agents: `1000`, `1e6`, `10_000` or `inf`."""
+    if text.strip().lower().removeprefix("+") in _INFINITE:
+        return math.inf
     try:
         try:
             return population_size(int(text))
         except ValueError:
-            return population_size(float(text))
+            number = float(text)
+            if number == math.inf:  # such as 1e400
+                raise
+            return population_size(number)
     except (ValueError, OverflowError):
         raise UsageError(
             f"--agents: expected an integer from 1 to 2^53, such as 1000, 1e6 or 10_000, or inf; "
             f"got {text!r}"
         ) from None
+
+
+def whole(flag: str, value: int | None, least: int, most: int = 2**63 - 1) -> None:
+    """Check a whole number that a flag gives; None is a flag that is not given.
+
+    Raises
+    ------
+    UsageError
+        Naming the flag.
+    """
+    if value is None or least <= value <= most:
+        return
+    expected = f"at least {least}" if value < least else f"at most {most:,}"
+    raise UsageError(f"--{flag}: expected {expected}, got {value}")
 
 
 def flags(kind: type, name: str, title: str) -> type:

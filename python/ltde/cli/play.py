@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,6 +32,7 @@ from ltde.cli.options import (
     plural,
     short,
     table,
+    whole,
 )
 from ltde.envs import ENVIRONMENTS
 from ltde.envs.environment import Environment, OwnModel
@@ -38,6 +42,10 @@ if TYPE_CHECKING:
     from ltde.trainer import LTDENeuralAC
 
 __all__ = ["Evaluate", "Report", "Simulate"]
+
+_NOTHING_LEFT = (
+    "--agents: expected a finite number; teams of an energy-based policy stay random at inf"
+)
 
 
 @dataclass(kw_only=True)
@@ -56,7 +64,8 @@ class Evaluate:
     run_dir
         The run directory.
     agents
-        Numbers of agents: 1000, 1e6, 10_000 or inf.
+        Numbers of agents: 1000, 1e6, 10_000 or inf. By default 100, 10000 and inf; for a model
+        that starts with given numbers of agents, their sum and inf.
     policy
         `best`, `last`, or the name of a baseline.
     baselines
@@ -70,7 +79,7 @@ class Evaluate:
     """
 
     run_dir: Run
-    agents: Numbers = ("100", "10000", "inf")
+    agents: Numbers = None
     policy: Name = "best"
     baselines: Flag = False
     replicas: int = 16
@@ -80,15 +89,21 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluate."""
-        numbers = _numbers(self.agents)
+        _check_flags(self)
+        given = _numbers(self.agents)  # what is wrong is said at once
         made = source.read(self.run_dir)
         environment = made.build()
+        numbers = given or _default_numbers(environment, (100, 10_000, math.inf))
         chosen = _policies(environment, self.run_dir, made, self.policy, self.baselines)
         own = isinstance(environment, OwnModel)  # measured by J itself
-        rows: list[dict[str, Any]] = []
-        for name, policy in chosen.items():
-            for n_agents in _playable(policy, numbers, self.output):
-                rows.append(self._measured(environment, name, policy, n_agents))
+        plays = [
+            (name, policy, n_agents)
+            for name, policy in chosen.items()
+            for n_agents in _playable(policy, numbers, self.output)
+        ]
+        if not plays:
+            raise UsageError(_NOTHING_LEFT)
+        rows = [self._measured(environment, *play) for play in plays]
         references = environment.references()
         measure = f"{environment.measure_name} ({environment.unit})"
         header = ["policy", "agents", measure] + ["J"] * (not own)
@@ -178,8 +193,9 @@ class Simulate:
 
     def run(self) -> None:
         """Simulate."""
-        if self.steps < 1:
-            raise UsageError(f"--steps: expected at least 1, got {self.steps}")
+        whole("steps", self.steps, 1)
+        _check_flags(self)
+        _check_file(self.out)
         folder = Path(self.target)
         is_run = self.target not in ENVIRONMENTS and folder.is_dir()
         made = source.read(folder) if is_run else source.named(self.target, self.application)
@@ -249,7 +265,8 @@ class Report:
     run_dir
         The run directory.
     agents
-        Numbers of agents to compare: 1000, 1e6, 10_000 or inf.
+        Numbers of agents to compare: 1000, 1e6, 10_000 or inf. By default 100, 1000, 10000 and
+        inf; for a model that starts with given numbers of agents, their sum and inf.
     policy
         The policy of the best evaluation, or of the last iteration.
     replicas
@@ -263,12 +280,7 @@ class Report:
     """
 
     run_dir: Run
-    agents: Numbers = (
-        "100",
-        "1000",
-        "10000",
-        "inf",
-    )
+    agents: Numbers = None
     policy: Literal["best", "last"] = "best"
     replicas: int = 16
     seed: int = 0
@@ -278,6 +290,7 @@ class Report:
 
     def run(self) -> None:
         """Write the report."""
+        _check_flags(self)
         _numbers(self.agents)  # what is wrong is said at once
         made = source.read(self.run_dir)
         environment = made.build()
@@ -291,6 +304,11 @@ class Report:
     def write(self, environment: Environment, trainer: LTDENeuralAC) -> Path:
         """Write the report of a trainer."""
         policy = trainer.best_policy() if self.policy == "best" else trainer.policy
+        numbers = _numbers(self.agents)
+        numbers = numbers or _default_numbers(environment, (100, 1000, 10_000, math.inf))
+        played = _playable(policy, numbers, self.output)
+        if not played:
+            raise UsageError(_NOTHING_LEFT)
         from ltde import report
 
         return report.write(
@@ -298,7 +316,7 @@ class Report:
             environment,
             policy,
             trainer.metrics,
-            agents=_playable(policy, _numbers(self.agents), self.output),
+            agents=played,
             n_replicas=self.replicas,
             seed=self.seed,
             training_agents=trainer.n_agents,
@@ -306,18 +324,51 @@ class Report:
         )
 
 
-def _numbers(agents: tuple[str, ...]) -> list[float]:
+def _check_flags(command: Evaluate | Simulate | Report) -> None:
+    """Check the numbers that these commands share."""
+    whole("replicas", command.replicas, 1, 2**31)
+    whole("seed", command.seed, 0, 2**64 - 1)
+    whole("threads", command.threads, 1, 2**16)
+
+
+def _check_file(path: Path | None) -> None:
+    """Find out whether a file can be written before there is something to write."""
+    if path is None:
+        return
+    number = 0
+    if not path.parent.is_dir():
+        number = errno.ENOENT
+    elif path.is_dir():
+        number = errno.EISDIR
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        number = errno.EACCES
+    if number:
+        raise OSError(number, os.strerror(number), str(path))
+
+
+def _numbers(agents: tuple[str, ...] | None) -> list[float]:
+    """Return the numbers of agents that were given; none if the flag was not."""
+    if agents is None:
+        return []
     if not agents:
         raise UsageError("--agents: expected a number")
     return [number_of_agents(text) for text in agents]
+
+
+def _default_numbers(environment: Environment, usual: Sequence[float]) -> list[float]:
+    """Return the usual numbers of agents; the only ones where the start has given counts."""
+    fixed = source.fixed_agents(environment.model)
+    return list(usual) if fixed is None else [fixed, math.inf]
 
 
 def _playable(policy: Any, numbers: list[float], output: Output) -> list[float]:
     """Leave out infinitely many agents where a policy has no value there."""
     if math.inf not in numbers or getattr(policy, "family", None) != "energy":
         return numbers
-    output.note("inf is left out: teams of an energy-based policy stay random there")
-    return [n_agents for n_agents in numbers if n_agents < math.inf]
+    left = [n_agents for n_agents in numbers if n_agents < math.inf]
+    if left:
+        output.note("inf is left out: teams of an energy-based policy stay random there")
+    return left
 
 
 def _policies(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_type_hints
 import numpy as np
 
 from ltde import envs
+from ltde.cli.options import UsageError
 from ltde.envs import ENVIRONMENTS
 from ltde.envs.environment import Environment, OwnModel
 from ltde.model import NetworkedModel
@@ -32,6 +34,7 @@ __all__ = [
     "Application",
     "OwnFile",
     "Source",
+    "fixed_agents",
     "load_trainer",
     "named",
     "read",
@@ -39,6 +42,9 @@ __all__ = [
 ]
 
 ENVIRONMENT = "environment.toml"
+
+# How the path of a network ends.
+_NETWORK = "_net.tntp"
 
 _FORMS = f"{', '.join(ENVIRONMENTS)} or FILE.py:NAME"
 
@@ -49,6 +55,7 @@ class Application:
 
     name: str
     options: Mapping[str, Any]
+    origin: Path | None = None  # the file that holds the options, if flags do not
 
     @property
     def folder(self) -> str:
@@ -56,14 +63,38 @@ class Application:
         return self.name
 
     def build(self) -> Environment:
-        """Return the environment."""
-        environment: Environment = getattr(envs, ENVIRONMENTS[self.name])(**self.options)
+        """Return the environment.
+
+        Raises
+        ------
+        UsageError
+            If a flag holds what the application refuses.
+        """
+        try:
+            environment: Environment = getattr(envs, ENVIRONMENTS[self.name])(**self.options)
+        except FileNotFoundError as error:
+            for name, value in self.options.items():
+                if self.origin is not None and _is_network(value):
+                    error.add_note(f"correct `{name}` in {self.origin}")
+            raise
+        except (ValueError, TypeError, OverflowError) as error:
+            if self.origin is not None:
+                raise ValueError(f"{self.origin}: {error}") from error
+            if any(str(error).startswith(f"{name}:") for name in self.options):
+                raise UsageError(str(error)) from error
+            raise  # of a file of a network
         return environment
 
     def to_toml(self, folder: Path) -> str:
-        """Return what `read` reads; an option that is None is left out."""
+        """Return what `read` reads; an option that is None is left out.
+
+        The path of a network is relative to the folder, so both can move.
+        """
         lines = [f"application = {_toml(self.name)}", "", "[options]"]
-        lines += [f"{k} = {_toml(value)}" for k, value in self.options.items() if value is not None]
+        for name, value in self.options.items():
+            if value is not None:
+                stored = _relative(Path(value), folder) if _is_network(value) else value
+                lines.append(f"{name} = {_toml(stored)}")
         return "\n".join(lines) + "\n"
 
 
@@ -95,7 +126,7 @@ class OwnFile:
                 f"{self.path}: has no {self.attribute!r}{_candidates(module)}"
             ) from None
         if callable(value) and not isinstance(value, (NetworkedModel, Environment)):
-            with _Explaining(self.path):
+            with _Explaining(self.path), _quietly():
                 value = value()
         if isinstance(value, NetworkedModel):
             return OwnModel(value, name, _training_agents(value))
@@ -104,16 +135,14 @@ class OwnFile:
                 f"{name}: expected an ltde.NetworkedModel, an ltde.envs.Environment, or a function "
                 f"without arguments that returns one; got {type(value).__name__}"
             )
+        with _quietly():
+            value.model  # noqa: B018  built now, if it is built at the first access
         return value
 
     def to_toml(self, folder: Path) -> str:
         """Return what `read` reads; the path is relative to the folder, so both can move."""
-        try:
-            path = os.path.relpath(self.path.resolve(), folder.resolve())
-        except ValueError:  # another drive
-            path = str(self.path.resolve())
         items = {
-            "file": Path(path).as_posix(),
+            "file": _relative(self.path, folder),
             "attribute": self.attribute,
             "sha256": _sha256(self.path),
         }
@@ -164,7 +193,10 @@ def read(folder: Path) -> Source:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
         if "application" not in values:
-            file = Path(os.path.normpath(folder / values["file"]))
+            for key in ("file", "attribute", "sha256"):
+                if not isinstance(values[key], str):
+                    raise ValueError(f"{key}: expected a string, got {values[key]!r}")
+            file = _absolute(values["file"], folder)
             own = OwnFile(file, values["attribute"], values["sha256"])
             if not file.is_file():
                 raise FileNotFoundError(
@@ -172,9 +204,15 @@ def read(folder: Path) -> Source:
                 )
             return own
         name = values["application"]
-        if name not in ENVIRONMENTS:
+        if not isinstance(name, str) or name not in ENVIRONMENTS:
             raise ValueError(f"no such application {name!r}; known are {', '.join(ENVIRONMENTS)}")
-        return Application(name, _all_options(name, values.get("options", {})))
+        options = values.get("options", {})
+        if not isinstance(options, dict):
+            raise ValueError(f"options: expected a table, got {options!r}")
+        options = {
+            k: str(_absolute(v, folder)) if _is_network(v) else v for k, v in options.items()
+        }
+        return Application(name, _all_options(name, options), path)
     except KeyError as error:
         raise ValueError(f"{path}: holds no {error}") from None
     except ValueError as error:
@@ -229,13 +267,18 @@ def _imported(path: Path) -> ModuleType:
         sys.path.insert(0, folder)  # for what the file imports from beside it
     sys.modules[name] = module
     try:
-        with _Explaining(path):
+        with _Explaining(path), _quietly():
             # no bytecode: a file that changed within a second would not be seen
             exec(compile(path.read_bytes(), str(path.resolve()), "exec"), module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+def _quietly() -> contextlib.AbstractContextManager[Any]:
+    """Send what a user's file prints to standard error: standard output is for results."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 class _Explaining:
@@ -278,12 +321,18 @@ def _without_arguments(value: Any) -> bool:
     return code is not None and code.co_argcount - len(value.__defaults__ or ()) == 0
 
 
+def fixed_agents(model: NetworkedModel) -> int | None:
+    """Return the number of agents of a start with given counts; None if there are none."""
+    initial = model.initial
+    if isinstance(initial, np.ndarray) and initial.dtype.kind in "iu":
+        return int(np.atleast_2d(initial)[0].sum())
+    return None
+
+
 def _training_agents(model: NetworkedModel) -> int:
     """Return the number of agents of a start with given counts, or 1000."""
-    initial = model.initial
-    if isinstance(initial, np.ndarray) and initial.dtype.kind == "i":
-        return int(np.atleast_2d(initial)[0].sum())
-    return 1000
+    fixed = fixed_agents(model)
+    return 1000 if fixed is None else fixed
 
 
 def _all_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -301,6 +350,24 @@ def _located(value: Any) -> Any:
     """Return a path to a file as an absolute one, so that other folders find it too."""
     is_file = isinstance(value, str) and "." in value and Path(value).is_file()
     return str(Path(value).resolve()) if is_file else value
+
+
+def _is_network(value: Any) -> bool:
+    """Whether an option is the path of a network."""
+    return isinstance(value, str) and value.endswith(_NETWORK)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """Return a path as seen from a folder."""
+    try:
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # another drive
+        return path.resolve().as_posix()
+
+
+def _absolute(text: str, folder: Path) -> Path:
+    """Return the path that `_relative` wrote."""
+    return Path(os.path.normpath(folder / text))
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -7,9 +7,13 @@ import importlib.util
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
 
 from ltde.cli import source
 from ltde.cli.options import (
@@ -25,12 +29,14 @@ from ltde.cli.options import (
     interval,
     number_of_agents,
     plural,
+    whole,
 )
 from ltde.config import Config
 
 if TYPE_CHECKING:
     from ltde.envs import Environment
     from ltde.model import NetworkedModel
+    from ltde.network_policy import NetworkPolicy
     from ltde.trainer import LTDENeuralAC
 
 __all__ = ["Resume", "Train"]
@@ -60,6 +66,10 @@ class Machine:
 
     threads: Integer = None
     device: str = "cpu"
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense."""
+        whole("threads", self.threads, 1, 2**16)
 
 
 @dataclass(kw_only=True)
@@ -111,18 +121,18 @@ class Train:
     def run(self) -> None:
         """Train."""
         agents = None if self.agents is None else number_of_agents(self.agents)
+        for flag in ("iterations", "replicas"):
+            whole(flag, getattr(self.settings, f"n_{flag}"), 1)
+        whole("seed", self.settings.seed, 0)
+        self.machine.check()
         made = source.named(self.target, self.application)
         folder = self.out or Path("runs", made.folder)
         environment = made.build()
         config = self._config(environment.model)
+        _refuse_a_run(folder)
 
-        from ltde.trainer import CHECKPOINT, LTDENeuralAC
+        from ltde.trainer import LTDENeuralAC
 
-        if (folder / CHECKPOINT).exists():
-            raise FileExistsError(
-                f"{folder}: holds a run already; go on with `ltde resume {folder}`, or take "
-                "another folder with --out"
-            )
         trainer = LTDENeuralAC(
             environment.model,
             environment.training_agents if agents is None else agents,
@@ -140,12 +150,13 @@ class Train:
             if self.preset != "practical":
                 raise UsageError("--preset and --config: give one of them")
             try:
-                return Config.from_toml(self.config).replace(**given)
+                config = Config.from_toml(self.config)
             except (ValueError, TypeError) as error:
-                error.add_note(f"in {self.config}, with the flags given")
+                error.add_note(f"in {self.config}")
                 raise
+            return _from_flags(config.replace, given, f"in {self.config}, with the flags given")
         if self.preset == "practical":
-            return Config.practical(**given)
+            return _from_flags(Config.practical, given)
         largest = max(abs(bound) for bound in model.reward_range)
         if "reward_scale" not in given and not 0.0 < largest < math.inf:
             raise UsageError(
@@ -157,7 +168,7 @@ class Train:
             "critic_steps": Config().critic_steps,
             "reward_scale": (1.0 - model.discount) / largest,
         }
-        return Config.theory(model.discount, **(needed | given))
+        return _from_flags(partial(Config.theory, model.discount), needed | given)
 
 
 @dataclass(kw_only=True)
@@ -185,6 +196,8 @@ class Resume:
 
     def run(self) -> None:
         """Resume."""
+        whole("iterations", self.iterations, 1)
+        self.machine.check()
         made = source.read(self.run_dir)
         environment = made.build()
         trainer = source.load_trainer(
@@ -203,6 +216,54 @@ class Resume:
         _fit(trainer, environment, self.run_dir, total, self.output)
 
 
+def _refuse_a_run(folder: Path) -> None:
+    """Raise an exception if a folder holds what a training has written."""
+    from ltde.trainer import CHECKPOINT
+
+    if (folder / CHECKPOINT).exists():
+        raise FileExistsError(
+            f"{folder}: holds a run already; go on with `ltde resume {folder}`, or take "
+            "another folder with --out"
+        )
+    metrics = folder / "metrics.jsonl"
+    left = [_policy_file(folder, name) for name in ("best", "last")]
+    left = [path for path in left if path.exists()]
+    if metrics.is_file() and metrics.stat().st_size > 0:
+        left.append(metrics)
+    if left:
+        raise FileExistsError(
+            f"{folder}: holds {', '.join(path.name for path in left)} of a run whose checkpoint "
+            "is gone; take another folder with --out"
+        )
+
+
+def _policy_file(folder: Path, name: str) -> Path:
+    """Return where a policy of a run is written."""
+    return folder / f"policy_{name}.safetensors"
+
+
+def _holds(path: Path, policy: NetworkPolicy) -> bool:
+    """Whether a file holds this policy; that of a run that was killed may be of an earlier end."""
+    from ltde import checkpoint
+
+    try:
+        theta = checkpoint.read(path, ["theta"])[0]["theta"]
+    except (FileNotFoundError, ValueError):
+        return False
+    return np.array_equal(theta.numpy(), policy.theta.detach().cpu().numpy())
+
+
+def _from_flags(make: Callable[..., Config], given: dict[str, Any], note: str = "") -> Config:
+    """Make a config of what flags give; what it refuses is an error of usage."""
+    try:
+        return make(**given)
+    except (ValueError, TypeError, OverflowError) as error:
+        problem = UsageError(str(error))
+        if note:
+            problem.add_note(note)
+        raise problem from error
+
+
 def _fit(
     trainer: LTDENeuralAC,
     environment: Environment,
@@ -212,7 +273,10 @@ def _fit(
     *,
     report: bool = False,
 ) -> None:
-    """Train until `total` iterations are done, write the policies and show what came of it."""
+    """Train until `total` iterations are done, write the policies and show what came of it.
+
+    Nothing is written if they are done already and the files of the policies hold them.
+    """
     done, start = trainer.iteration, time.perf_counter()
     shown = not output.quiet and done < total
     bar = shown and sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
@@ -220,25 +284,28 @@ def _fit(
         agents = plural(trainer.n_agents, "agent")
         output.note(f"{environment.title}, {agents}, iterations {done + 1} to {total}")
     try:
-        result = trainer.fit(
-            [_Lines(total, output)] if shown and not bar else [],
-            n_iterations=max(total, done),
-            run_dir=folder,
-            progress=bar,
-        )
+        if done < total:
+            trainer.fit(
+                [_Lines(total, output)] if shown and not bar else [],
+                n_iterations=total,
+                run_dir=folder,
+                progress=bar,
+            )
     except KeyboardInterrupt as error:
         saved = ""
         if hasattr(error, "__notes__"):  # `fit` says that it saved the run
             saved = f"{plural(trainer.iteration, 'iteration')} saved, "
         raise KeyboardInterrupt(f"interrupted; {saved}go on with `ltde resume {folder}`") from error
     seconds = time.perf_counter() - start
-    policies = {"best": result.best, "last": result.policy}
-    files = {name: folder / f"policy_{name}.safetensors" for name in policies}
+    policies = {"best": trainer.best_policy(), "last": trainer.policy}
+    files = {name: _policy_file(folder, name) for name in policies}
+    written = []
     for name, policy in policies.items():
-        policy.save(files[name])
-    written = [path.name for path in files.values()]
+        if done < total or not _holds(files[name], policy):
+            policy.save(files[name])
+            written.append(files[name].name)
     threads = trainer.learner.simulator.threads
-    measured = environment.measure(result.best, trainer.n_agents, threads=threads)
+    measured = environment.measure(policies["best"], trainer.n_agents, threads=threads)
     if report:
         from ltde.cli.play import Report
 
@@ -260,7 +327,7 @@ def _fit(
         f"{environment.measure_name}: {interval(measured.mean, measured.interval)} "
         f"({environment.unit}), with {plural(trainer.n_agents, 'agent')}\n"
         f"{folder}: {plural(trainer.iteration, 'iteration')}, {seconds:.1f} s; "
-        f"{', '.join(written)}",
+        f"{', '.join(written) or 'nothing was left to do'}",
     )
 
 

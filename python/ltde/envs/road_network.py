@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import heapq
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -19,7 +20,9 @@ __all__ = ["RoadNetwork"]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-_MAX_POWER = 32.0
+MAX_POWER = 32.0
+_MAX_TRIPS = 1e50  # as of vehicles
+_MAX_MINUTES = 1e250  # of a link that takes all trips; sums of products with trips stay finite
 _NEWTON_STEPS = 60  # seven are typical; the iteration is monotone, so this is a guard only
 
 
@@ -44,7 +47,7 @@ class RoadNetwork:
     origin, destination
         `(P,)` nodes between which trips go; each pair once.
     trips
-        `(P,)` vehicles per `flow_unit` minutes, > 0.
+        `(P,)` vehicles per `flow_unit` minutes, > 0 and at most 1e50.
     flow_unit
         Minutes in which flows and trips are counted: 60 for vehicles an hour.
     coordinates
@@ -106,12 +109,21 @@ class RoadNetwork:
                         f"got {len(getattr(self, name))}"
                     )
         _refuse("head", self.head, self.head == self.tail, "a link must not end where it begins")
-        _refuse("power", self.power, self.power > _MAX_POWER, f"at most {_MAX_POWER:g}")
+        _refuse("power", self.power, self.power > MAX_POWER, f"at most {MAX_POWER:g}")
         growing = self.power > 0.0
         keep("free_flow", np.where(growing, self.free_flow, self.free_flow + self.coefficient))
         keep("coefficient", np.where(growing, self.coefficient, 0.0))
         keep("power", np.where(growing, self.power, 1.0))
         _refuse("trips", self.trips, self.trips <= 0.0, "expected a number > 0")
+        _refuse("trips", self.trips, self.trips > _MAX_TRIPS, f"at most {_MAX_TRIPS:g}")
+        total = float(self.trips.sum())
+        with np.errstate(divide="ignore"):
+            size = np.log10(self.coefficient) + (self.power + 1.0) * math.log10(total)
+        if size.max() > math.log10(_MAX_MINUTES):
+            raise ValueError(
+                f"trips: {total:g} in all are too many for link {size.argmax()}, whose minutes "
+                "would overflow"
+            )
         _refuse(
             "destination",
             self.destination,
@@ -211,7 +223,7 @@ class RoadNetwork:
         Raises
         ------
         ValueError
-            Naming file and line, if a line is malformed.
+            Naming file and line, if a line is malformed, and the files, if these do not fit.
 
         Notes
         -----
@@ -223,22 +235,47 @@ class RoadNetwork:
             raise ValueError(f"time_factor: expected a finite number > 0, got {time_factor}")
         links = tntp.read_links(net)
         origin, destination, vehicles = tntp.read_trips(trips)
+        places = None if nodes is None else tntp.read_nodes(nodes)
         kept = (origin != destination) & (vehicles > 0)
-        minutes = links.free_flow_time * time_factor
-        return cls(
-            name=Path(net).stem.removesuffix("_net"),
-            tail=links.tail,
-            head=links.head,
-            free_flow=minutes,
-            coefficient=minutes * links.b / links.capacity**links.power,
-            power=links.power,
-            origin=origin[kept],
-            destination=destination[kept],
-            trips=vehicles[kept],
-            flow_unit=flow_unit,
-            coordinates=None if nodes is None else tntp.read_nodes(nodes),
-            first_through=links.first_through,
-        )
+        if not kept.any():
+            raise ValueError(f"{Path(trips).name}: holds no trips between different zones")
+        touched = np.union1d(links.tail, links.head)
+        lonely = np.setdiff1d(np.concatenate([origin[kept], destination[kept]]), touched)
+        if len(lonely):
+            raise ValueError(
+                f"{Path(trips).name}: zone {lonely[0]} has trips, but no link of "
+                f"{Path(net).name} touches it"
+            )
+        if nodes is not None and (missing := set(touched.tolist()) - set(places or ())):
+            raise ValueError(
+                f"{Path(nodes).name}: holds no coordinates of node {min(missing)} of "
+                f"{Path(net).name}"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            minutes = links.free_flow_time * time_factor
+            grown = minutes * links.b
+            # without growth the capacity does not matter, however large or small
+            capacity = np.where(grown > 0.0, links.capacity, 1.0)
+            coefficient = grown / capacity**links.power
+        try:
+            return cls(
+                name=Path(net).stem.removesuffix("_net"),
+                tail=links.tail,
+                head=links.head,
+                free_flow=minutes,
+                coefficient=coefficient,
+                power=links.power,
+                origin=origin[kept],
+                destination=destination[kept],
+                trips=vehicles[kept],
+                flow_unit=flow_unit,
+                coordinates=places,
+                first_through=links.first_through,
+            )
+        except ValueError as error:
+            # indices are not those of lines
+            what = re.sub(r"^(\w+)\[\d+\]", r"\1", str(error))
+            raise ValueError(f"{net}, {trips}: {what}") from error
 
     @classmethod
     def named(cls, text: str) -> Self:
@@ -361,7 +398,8 @@ class RoadNetwork:
         to_go = self.remaining(np.ones(self.n_links))
         row = np.searchsorted(self.destinations, self.destination)
         cut = ~np.isfinite(to_go[row, np.searchsorted(self.nodes, self.origin)])
-        _refuse("destination", self.destination, cut, "no path leads there from its origin")
+        origin = self.origin[cut.argmax()]
+        _refuse("destination", self.destination, cut, f"no path leads there from {origin}")
         return np.isfinite(self.beyond(to_go))
 
     def remaining(self, cost: ArrayLike) -> Floats:

@@ -7,6 +7,7 @@ she is on, and how full it is; what is best for all differs from what is best fo
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ltde.arguments import positive
+from ltde.arguments import integer, positive
 from ltde.envs.assignment import Assignment, assign, shortest_splits
 from ltde.envs.environment import Environment, Measurement
 from ltde.envs.road_network import RoadNetwork
@@ -39,12 +40,14 @@ PLACE, ACTION, SHARE, GAIN = 0, 1, 2, 3
 HERE, SAME_LINK, ELSEWHERE = 2.0, 1.0, 0.0
 
 # The published table of trips has 45,100 to node 10; the shipped one differs in 12 cells.
-_KNOWN_VEHICLES: dict[tuple[str, int | None], float] = {("Sioux Falls", 10): 45_100.0}
+_TO_NODE_10 = 45_100.0
 _GAP = 1e-7  # of static assignments: splits to three digits
 _MAX_NEIGHBOURS = 50_000_000  # memory: 40 bytes each
 _CHUNK = 100  # steps recorded at a time
-_LONGEST_TRIP = 20_000  # steps; a policy that drives in circles never arrives
+_LONGEST_TRIP = 20_000  # steps, more if trips are long; a driver in circles never arrives
 _ARRIVED = 1e-9  # share that may still be on the road when the flow is stopped
+_MAX_VEHICLES = 1e50  # as of the option `vehicles`
+_MAX_HORIZON = 1e12  # steps; the discount must stay below 1
 
 
 def road_local(s, mu, node, edge, prob, reward):  # type: ignore[no-untyped-def]
@@ -104,10 +107,11 @@ class RoadRouting(Environment):
     destination
         Node where all trips end; None for all destinations.
     vehicles
-        Number of vehicles; None for the trips of an hour to one destination (45,100 to node 10 of
-        Sioux Falls), and otherwise for those that a system optimum keeps on the way.
+        Number of vehicles; None for the trips of an hour to one destination (45,100 for the
+        packaged trips to node 10 of Sioux Falls), and otherwise for those that a system optimum
+        keeps on the way.
     step
-        Minutes of a step.
+        Minutes of a step; `model` warns if it is longer than some link takes.
     discount
         Discount of a step; None covers a trip (0.98, more if trips are long).
     release
@@ -210,16 +214,42 @@ class RoadRouting(Environment):
         """Vehicles that all agents together stand for."""
         if self.vehicles is not None:
             return float(self.vehicles)
+        if self._is_packaged():
+            return _TO_NODE_10
         per_minute = float(self.roads.trips.sum()) / self.roads.flow_unit
+        vehicles = 60.0 * per_minute
         if self.closed:
-            return self.optimum.total_minutes / self.roads.flow_unit + per_minute * self.step
-        return _KNOWN_VEHICLES.get((self.roads.name, self.destination), 60.0 * per_minute)
+            vehicles = self.optimum.total_minutes / self.roads.flow_unit + per_minute * self.step
+        if vehicles > _MAX_VEHICLES:
+            raise ValueError(
+                f"trips: {self.roads.trips.sum():g} in all keep {vehicles:g} vehicles on the way, "
+                f"at most {_MAX_VEHICLES:g} can be"
+            )
+        return vehicles
+
+    def _is_packaged(self) -> bool:
+        """Tell whether the trips are those to node 10 of the packaged Sioux Falls."""
+        if self.destination != 10:
+            return False
+        known, own = RoadNetwork.sioux_falls(), self.roads
+        bound = known.destination == 10
+        trips = dict(zip(known.origin[bound].tolist(), known.trips[bound].tolist(), strict=True))
+        return own.flow_unit == known.flow_unit and trips == dict(
+            zip(own.origin.tolist(), own.trips.tolist(), strict=True)
+        )
 
     @cached_property
     def _discount(self) -> float:
         if self.discount is not None:
             return float(self.discount)
-        return 1.0 - 1.0 / max(50.0, 1.25 * self.optimum.mean_trip / self.step)
+        horizon = 1.25 * self.optimum.mean_trip / self.step
+        if not horizon <= _MAX_HORIZON:
+            raise ValueError(
+                f"trips: {self.roads.trips.sum():g} in all are too many for the links; in the "
+                f"system optimum one takes {self.optimum.mean_trip:g} minutes, and steps of "
+                f"{self.step:g} leave no discount below 1"
+            )
+        return 1.0 - 1.0 / max(50.0, horizon)
 
     @cached_property
     def _states(self) -> _States:
@@ -239,6 +269,7 @@ class RoadRouting(Environment):
     @cached_property
     def model(self) -> NetworkedModel:
         """The model, the same object at every access."""
+        self._warn_of_short_links()
         states, gamma = self._states, self._discount
         potential = self._potential()
         moves = states.moves(reward_of_arrival=1.0 if self.closed else 0.0)
@@ -271,6 +302,19 @@ class RoadRouting(Environment):
             discount=gamma,
             reward_range=(float(lo) - rounding, float(hi) + rounding),
         )
+
+    def _warn_of_short_links(self) -> None:
+        """Warn of a step that is longer than the shortest link; one of no time is meant so."""
+        free = np.where(self.roads.free_flow > 0.0, self.roads.free_flow, np.inf)
+        e = int(free.argmin())
+        if self.step > free[e] * (1.0 + 1e-9):
+            warnings.warn(
+                f"step: {self.step:g} minutes is longer than link {e}'s {free[e]:g} minutes at "
+                f"free flow ({self.roads.tail[e]} to {self.roads.head[e]}); vehicles spend more "
+                "time there than they need",
+                UserWarning,
+                stacklevel=4,  # past `model` and its cache
+            )
 
     def _node_data(self) -> Floats:
         """Return what `road_local` reads, `(S, 3)`: time in steps, densities instead of vehicles.
@@ -423,8 +467,13 @@ class RoadRouting(Environment):
         """Measure the mean minutes of a trip, without queues and restart states.
 
         One destination: the time on links until all have arrived (at `N = inf`, all but 1e-9), or
-        20,000 steps are over: then a lower bound. All destinations: agents times minutes over trips
-        completed, in a window of 1,000 steps after 500 steps of burn-in, more if trips are long.
+        for 20,000 steps, or 20 `release` and 100 mean trips of the system optimum if these are
+        longer. A RuntimeWarning tells that some had not arrived; the minutes are then a lower
+        bound.
+
+        All destinations: agents times minutes over trips completed, in a window of 1,000 steps
+        after 500 steps of burn-in, more if trips are long. They are infinite, and a RuntimeWarning
+        says so, if no trip was completed in the window.
 
         Parameters
         ----------
@@ -439,6 +488,7 @@ class RoadRouting(Environment):
         threads
             Worker threads; None for all.
         """
+        n_replicas = integer("n_replicas", n_replicas, 1, 2**32)
         replicas = 1 if n_agents == math.inf else n_replicas
         simulator = Simulator(self.model, n_agents, replicas, seed, threads)
         minutes = self._cycle(simulator, policy) if self.closed else self._way(simulator, policy)
@@ -453,6 +503,13 @@ class RoadRouting(Environment):
             # vehicles stay in restart states for one step, so these hold the trips just completed
             done += counts[:, :, self._states.origins].sum(axis=(0, 2))
         total = 1.0 if simulator.n_agents == math.inf else simulator.n_agents
+        if not done.all():
+            warnings.warn(
+                f"measure: no trip was completed in the window of {window:,} steps by "
+                f"{np.count_nonzero(done == 0)} of {len(done)} replicas; their minutes are inf",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         with np.errstate(divide="ignore"):
             return self.step * (total * window / done - 1.0)
 
@@ -466,10 +523,20 @@ class RoadRouting(Environment):
         fluid = simulator.n_agents == math.inf
         total, arrived = (1.0, 1.0 - _ARRIVED) if fluid else (simulator.n_agents,) * 2
         minutes = np.zeros(simulator.n_replicas)
-        for counts in _played(simulator, policy, _LONGEST_TRIP):
+        longest = 20.0 * self.release + 100.0 * self.optimum.mean_trip
+        n_steps = max(_LONGEST_TRIP, math.ceil(longest / self.step))
+        for counts in _played(simulator, policy, n_steps):
             minutes += counts[:, :, self._states.link >= 0].sum(axis=(0, 2)) / total * self.step
             if (simulator.counts[:, self._states.sink] >= arrived).all():
                 break
+        else:
+            left = 1.0 - float(simulator.counts[:, self._states.sink].mean()) / total
+            warnings.warn(
+                f"measure: {100.0 * left:.3g} % of the agents had not arrived after {n_steps:,} "
+                "steps; the minutes are a lower bound",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         return minutes
 
     # ---- pictures --------------------------------------------------------------------------------

@@ -13,11 +13,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ltde.envs.road_network import MAX_POWER
+
 __all__ = ["Links", "read_links", "read_nodes", "read_trips"]
 
 _COLUMNS = 7  # init_node term_node capacity length free_flow_time b power, then what is not read
 # Published totals are rounded; a file that was cut short misses more.
 _TOTAL_TOLERANCE = 0.01
+# log10 of capacity^power, with room for the factors of minutes
+_LOWEST_POWER, _HIGHEST_POWER = -100.0, 250.0
 
 
 class Links(NamedTuple):
@@ -64,10 +68,19 @@ def read_links(path: str | Path) -> Links:
         if len(fields) < _COLUMNS:
             raise file.wrong(line, f"expected at least {_COLUMNS} columns, got {len(fields)}")
         tail, head = (file.label(line, word, n_nodes) for word in fields[:2])
+        if tail == head:
+            raise file.wrong(line, f"a link must not end where it begins, got {tail} twice")
         numbers = [file.number(line, word) for word in fields[2:_COLUMNS]]
-        if numbers[0] <= 0.0:
-            raise file.wrong(line, f"expected a capacity > 0, got {numbers[0]:g}")
-        rows.append([tail, head, numbers[0], *numbers[2:]])  # the length is not needed
+        capacity, _, free_flow_time, b, power = numbers  # the length is not needed
+        if capacity <= 0.0:
+            raise file.wrong(line, f"expected a capacity > 0, got {capacity:g}")
+        if power > MAX_POWER:
+            raise file.wrong(line, f"expected a power of at most {MAX_POWER:g}, got {power:g}")
+        size = power * math.log10(capacity)
+        if free_flow_time * b > 0.0 and not _LOWEST_POWER <= size <= _HIGHEST_POWER:
+            small = "small" if size < 0.0 else "large"
+            raise file.wrong(line, f"capacity {capacity:g} is too {small} for power {power:g}")
+        rows.append([tail, head, capacity, free_flow_time, b, power])
     if not rows:
         raise ValueError(f"{file.name}: holds no links")
     expected = file.integer("NUMBER OF LINKS")
@@ -95,14 +108,15 @@ def read_trips(
     Raises
     ------
     ValueError
-        Naming file and line of the first entry that is malformed; also if the trips miss
-        `<TOTAL OD FLOW>` by more than 1 %.
+        Naming file and line of the first entry that is malformed, or gives trips between two zones
+        again; also if the trips miss `<TOTAL OD FLOW>` by more than 1 %.
     """
     file = _File(path)
     n_zones = file.integer("NUMBER OF ZONES")
     origins: list[int] = []
     destinations: list[int] = []
     trips: list[float] = []
+    given: dict[tuple[int, int], int] = {}  # the line of each pair with trips
     origin = None
     for line, text in file.body:
         words = text.split()
@@ -120,9 +134,17 @@ def read_trips(
             parts = entry.split(":")
             if len(parts) != 2:
                 raise file.wrong(line, f'expected "destination : trips", got {entry.strip()!r}')
+            destination = file.label(line, parts[0].strip(), n_zones)
+            vehicles = file.number(line, parts[1].strip())
+            if vehicles > 0.0 and destination != origin:
+                pair = origin, destination
+                if pair in given:
+                    before = f"were given before, in line {given[pair]}"
+                    raise file.wrong(line, f"trips from {origin} to {destination} {before}")
+                given[pair] = line
             origins.append(origin)
-            destinations.append(file.label(line, parts[0].strip(), n_zones))
-            trips.append(file.number(line, parts[1].strip()))
+            destinations.append(destination)
+            trips.append(vehicles)
     total = file.real("TOTAL OD FLOW")
     if total is not None and abs(math.fsum(trips) - total) > _TOTAL_TOLERANCE * total:
         raise ValueError(f"{file.name}: expected {total:g} trips in all, got {math.fsum(trips):g}")
@@ -130,24 +152,35 @@ def read_trips(
 
 
 def read_nodes(path: str | Path) -> dict[int, tuple[float, float]]:
-    """Read a node file: a line of names, then label and two coordinates in every line.
+    """Read a node file: label and two coordinates in every line, after one of names if any.
 
     Raises
     ------
     ValueError
-        Naming file and line of the first entry that is malformed.
+        Naming file and line of the first entry that is malformed, or gives a node again.
     """
     file = _File(path)
     places: dict[int, tuple[float, float]] = {}
-    for line, text in file.body:
+    for i, (line, text) in enumerate(file.body):
         fields = text.replace(";", " ").split()
-        if not places and fields and fields[0].isalpha():
+        if i == 0 and not _is_integer(fields[0]):
             continue  # the names of the columns
         if len(fields) < 3:
             raise file.wrong(line, f"expected a label and two coordinates, got {text!r}")
         x, y = (file.number(line, word, signed=True) for word in fields[1:3])
-        places[file.label(line, fields[0], None)] = (x, y)
+        node = file.label(line, fields[0], None)
+        if node in places:
+            raise file.wrong(line, f"node {node} was given before")
+        places[node] = (x, y)
     return places
+
+
+def _is_integer(word: str) -> bool:
+    try:
+        int(word)
+    except ValueError:
+        return False
+    return True
 
 
 class _File:
