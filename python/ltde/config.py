@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tomllib
 from dataclasses import dataclass
@@ -362,7 +363,7 @@ class Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None:
-                lines.append(f"{field.name} = {_toml(value)}")
+                lines.append(f"{field.name} = {toml_value(value)}")
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -416,9 +417,12 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     return float(value)
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Write a number, a string, a bool or a list of these as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f'"{value}"'
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(toml_value, value))}]"
     return repr(value)

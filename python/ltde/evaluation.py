@@ -217,7 +217,7 @@ def _by_agents(
         )
     simulator = AgentSimulator(model, n_agents)
     if hasattr(policy, "individual"):
-        policy = policy.individual(n_agents) if _is_energy(policy) else policy.individual()
+        policy = policy.individual(n_agents) if is_energy(policy) else policy.individual()
     if callable(policy):
         policy = lru_cache(maxsize=_CACHE)(policy)
     discounts = model.discount ** np.arange(horizon)
@@ -233,7 +233,7 @@ def _individually(policy: Any) -> FunctionPolicy:
     """Play `E[h(s)]` as the policy of every agent."""
 
     def probabilities(counts: NDArray[Any], n_agents: float) -> NDArray[np.float64]:
-        if _is_energy(policy) and n_agents == math.inf:
+        if is_energy(policy) and n_agents == math.inf:
             mean = policy.mean_action(np.rint(counts * _MANY).astype(np.int64), _MANY)
         else:
             mean = policy.mean_action(counts)
@@ -242,8 +242,14 @@ def _individually(policy: Any) -> FunctionPolicy:
     return FunctionPolicy(probabilities)
 
 
-def _is_energy(policy: Any) -> bool:
+def is_energy(policy: Any) -> bool:
+    """Whether teams of a policy follow Eq. (4.4)."""
     return getattr(policy, "family", None) == "energy"
+
+
+def has_value(policy: Any, n_agents: float) -> bool:
+    """Whether teams of a policy have a value at `N`; energy-based ones stay random at infinity."""
+    return n_agents < math.inf or not is_energy(policy)
 
 
 def _asked(policy: Callable[[int, float], Any], model: NetworkedModel) -> FunctionPolicy:
@@ -268,7 +274,10 @@ def _asked(policy: Callable[[int, float], Any], model: NetworkedModel) -> Functi
 
 
 def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean."""
+    """Return the 95 % interval of the mean of `values`, `(B,)`, by Student's t.
+
+    A point for one value, or where the mean is not finite.
+    """
     mean, n = float(values.mean()), len(values)
     if n == 1 or not math.isfinite(mean):
         return mean, mean

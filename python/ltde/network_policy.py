@@ -31,8 +31,8 @@ class NetworkPolicy(nn.Module):
     Attributes
     ----------
     theta : torch.nn.Parameter
-        `(S, M, 1 + A)`, the trained weights. The core reads them in place, without a copy, as long
-        as they are contiguous on the CPU.
+        `(S, M, 1 + A)`, the trained weights. The core reads them where they are at every
+        call, as long as they are contiguous on the CPU.
     b : torch.Tensor
         `(S, M)`, the fixed signs +-1.
     action_mask : torch.Tensor

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ltde.envs.environment import Measurement
+from ltde.evaluation import is_energy
 from ltde.model import NetworkedModel
 
 if TYPE_CHECKING:
@@ -418,7 +419,7 @@ def policy_by_density(
 def _of_one_agent(policy: Any, n_agents: int) -> Callable[[int, float], ArrayLike]:
     """Return what one agent does."""
     if hasattr(policy, "individual"):
-        energy = getattr(policy, "family", None) == "energy"
+        energy = is_energy(policy)
         alone: Callable[[int, float], ArrayLike] = (
             policy.individual(n_agents) if energy else policy.individual()
         )

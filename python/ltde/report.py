@@ -23,7 +23,7 @@ from ltde import plotting
 from ltde.arguments import integer, population_size, seed_number
 from ltde.checkpoint import write_text
 from ltde.envs.environment import Environment, Measurement
-from ltde.evaluation import evaluate
+from ltde.evaluation import evaluate, has_value
 from ltde.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def write(
         name: {
             n: environment.measure(played, n, replicas, seed, threads=threads)
             for n in numbers
-            if _has_value(played, n)
+            if has_value(played, n)
         }
         for name, played in policies.items()
     }
@@ -158,7 +158,7 @@ def write(
     values = {
         name: evaluate(environment.model, played, trained, replicas, seed=seed, threads=threads)
         for name, played in baselines.items()
-        if _has_value(played, trained)
+        if has_value(played, trained)
     }
     what = _what(environment)
     pictures = [
@@ -212,11 +212,6 @@ def _check_folder(folder: Path) -> None:
 # ---- what is measured and drawn -----------------------------------------------------------------
 
 
-def _has_value(policy: Any, n_agents: float) -> bool:
-    """Whether a policy can be measured at this number of agents."""
-    return n_agents < math.inf or getattr(policy, "family", None) != "energy"
-
-
 def _of_the_application(
     environment: Environment,
     policies: Mapping[str, Any],
@@ -230,7 +225,7 @@ def _of_the_application(
     if own:
         return [_Picture(title, "", figure) for title, figure in own.items()]
     model, learned = environment.model, policies[_LEARNED]
-    if not _has_value(learned, trained):
+    if not has_value(learned, trained):
         return []
     simulator = Simulator(model, trained, min(replicas, _REPLICAS), seed=seed, threads=threads)
     before = next((name for name in policies if name != _LEARNED), None)

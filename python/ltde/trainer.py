@@ -219,7 +219,7 @@ class LTDENeuralAC:
         return TrainingResult(self.policy, self.best_policy(), list(self.metrics))
 
     def best_policy(self) -> NetworkPolicy:
-        """Return a copy of the policy with the weights of its best evaluation: see `fit`."""
+        """Return a copy of the policy with the weights of `TrainingResult.best`."""
         policy = copy.deepcopy(self.policy)
         if self._best is not None:
             with torch.no_grad():

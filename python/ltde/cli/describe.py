@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Envs", "Info"]
 
-# Networks that road-routing knows by name.
-_NETWORKS = ("braess", "sioux-falls")
 # Radii of balls that `check` shows.
 _RADII = (0, 1, 2, 3)
 # Instruction sets worth naming, best last.
@@ -75,7 +73,7 @@ class Envs:
                 lines.append(textwrap.indent(textwrap.fill(about["help"], 90), "      "))
             blocks.append("\n".join(lines))
         networks: dict[str, Any] = {}
-        for name in _NETWORKS:
+        for name in RoadNetwork.BUILT_IN:
             network = RoadNetwork.named(name)
             networks[name] = {
                 "title": network.name,

@@ -36,6 +36,7 @@ from ltde.cli.options import (
 )
 from ltde.envs import ENVIRONMENTS
 from ltde.envs.environment import Environment, OwnModel
+from ltde.evaluation import has_value
 from ltde.policy import TabularPolicy
 
 if TYPE_CHECKING:
@@ -363,10 +364,8 @@ def _default_numbers(environment: Environment, usual: Sequence[float]) -> list[f
 
 def _playable(policy: Any, numbers: list[float], output: Output) -> list[float]:
     """Leave out infinitely many agents where a policy has no value there."""
-    if math.inf not in numbers or getattr(policy, "family", None) != "energy":
-        return numbers
-    left = [n_agents for n_agents in numbers if n_agents < math.inf]
-    if left:
+    left = [n_agents for n_agents in numbers if has_value(policy, n_agents)]
+    if left and len(left) < len(numbers):
         output.note("inf is left out: teams of an energy-based policy stay random there")
     return left
 

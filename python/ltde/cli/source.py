@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
-import json
-import math
 import os
 import sys
 import tomllib
@@ -22,6 +20,7 @@ import numpy as np
 
 from ltde import envs
 from ltde.cli.options import UsageError
+from ltde.config import toml_value
 from ltde.envs import ENVIRONMENTS
 from ltde.envs.environment import Environment, OwnModel
 from ltde.model import NetworkedModel
@@ -90,11 +89,11 @@ class Application:
 
         The path of a network is relative to the folder, so both can move.
         """
-        lines = [f"application = {_toml(self.name)}", "", "[options]"]
+        lines = [f"application = {toml_value(self.name)}", "", "[options]"]
         for name, value in self.options.items():
             if value is not None:
                 stored = _relative(Path(value), folder) if _is_network(value) else value
-                lines.append(f"{name} = {_toml(stored)}")
+                lines.append(f"{name} = {toml_value(stored)}")
         return "\n".join(lines) + "\n"
 
 
@@ -146,7 +145,7 @@ class OwnFile:
             "attribute": self.attribute,
             "sha256": _sha256(self.path),
         }
-        return "".join(f"{name} = {_toml(value)}\n" for name, value in items.items())
+        return "".join(f"{name} = {toml_value(value)}\n" for name, value in items.items())
 
     @property
     def changed(self) -> bool:
@@ -376,16 +375,3 @@ def _same(one: Path, other: Path) -> bool:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _toml(value: Any) -> str:
-    """Write a value as TOML."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
-    return repr(value)

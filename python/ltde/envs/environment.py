@@ -98,7 +98,26 @@ class Environment(ABC):
         *,
         threads: int | None = None,
     ) -> Measurement:
-        """Measure a policy by simulation; `n_agents` may be `math.inf`, with one replica then."""
+        """Measure a policy by simulation.
+
+        Parameters
+        ----------
+        policy
+            What `Simulator.rollout` plays.
+        n_agents
+            `N`, or `math.inf`, where one replica may stand for all.
+        n_replicas
+            Independent replicas `B`.
+        seed
+            Of the simulation.
+        threads
+            Worker threads; None for all.
+
+        Returns
+        -------
+        Measurement
+            One number for each replica, in `unit`.
+        """
 
     def figures(self, policies: Mapping[str, Any], seed: int = 0) -> dict[str, Figure]:
         """Return pictures of the application's own for a report, by title.

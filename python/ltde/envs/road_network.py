@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,6 +69,8 @@ class RoadNetwork:
     >>> network.latency([3.0, 2.0, 3.0, 2.0, 1.0])
     array([30., 52., 53., 20., 11.])
     """
+
+    BUILT_IN: ClassVar[tuple[str, ...]] = ("braess", "sioux-falls")  # what `named` knows
 
     name: str
     tail: Integers
@@ -294,10 +296,9 @@ class RoadNetwork:
         FileNotFoundError
             If a file is missing.
         """
-        if text == "braess":
-            return cls.braess()
-        if text == "sioux-falls":
-            return cls.sioux_falls()
+        if text in cls.BUILT_IN:
+            made: Self = getattr(cls, text.replace("-", "_"))()
+            return made
         if not text.endswith("_net.tntp"):
             raise ValueError(
                 'network: expected "braess", "sioux-falls" or the path of a file that ends in '

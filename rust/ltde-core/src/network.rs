@@ -1,6 +1,6 @@
 //! Two-layer networks, one for each state, Eq. (4.3): f(x; W) = M^{-1/2} sum_m b_m ReLU(x . W_m).
 //!
-//! The parameters stay where the caller keeps them, in float32 or float64; sums are in float64.
+//! The parameters are read where the caller keeps them, in float32 or float64; sums are in float64.
 
 use crate::error::{Result, value_error};
 use crate::model::Model;

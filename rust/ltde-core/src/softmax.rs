@@ -28,7 +28,8 @@ pub struct SoftmaxPolicy<'a, F> {
 }
 
 impl<'a, F: Copy + Default + Into<f64>> SoftmaxPolicy<'a, F> {
-    /// The policy of these networks, each of input (mu(s), e_a), so d = 1 + A.
+    /// The policy of these networks, each of input (mu(s), e_a), so d = 1 + A. Arranges a copy of
+    /// their parameters for vectors, once for all that is played with it.
     pub fn new(networks: Networks<'_, F>, reading: Reading<'a>) -> Self {
         let (states, actions) = (networks.states(), networks.inputs() - 1);
         let padded = networks.width().next_multiple_of(LANES);

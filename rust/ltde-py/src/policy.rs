@@ -45,7 +45,7 @@ enum Parameters {
     F64(Py<PyArray3<f64>>, Py<PyArray2<f64>>),
 }
 
-/// A policy of two-layer networks, softmax or energy-based; reads its arrays without a copy.
+/// A policy of two-layer networks, softmax or energy-based; reads its arrays where they are.
 #[pyclass(frozen, name = "NetworkPolicy", module = "ltde._core")]
 pub(crate) struct PyNetworkPolicy {
     parameters: Parameters,
