@@ -16,8 +16,9 @@
 //! about 5 |k - m| 2^-53: below 1.1e-7 within 6 standard deviations at n = 2^53, where the
 //! textbook form is off by 1.
 
-use crate::math::{exp, floor, floor_small, ln, ln_1p, stirling_tail, two_product};
+use crate::math::{exp, ln, ln_1p, stirling_tail};
 use crate::rng::Words;
+use crate::simd::{Mask, Real};
 
 /// Largest count whose neighbours are exact in a float64.
 pub const MAX_COUNT: u64 = 1 << 53;
@@ -27,7 +28,7 @@ pub const REJECTION_FROM: f64 = 10.0;
 
 /// Attempts after which rejection gives up and returns the mode; each attempt is accepted with
 /// a probability above 0.7, so this happens with probability below 10^-133.
-const MAX_ATTEMPTS: usize = 256;
+pub(crate) const MAX_ATTEMPTS: usize = 256;
 
 /// Inversion stops where the remaining mass is below the resolution of a uniform (2^-53).
 const NEGLIGIBLE: f64 = 1e-20;
@@ -51,7 +52,7 @@ pub fn binomial<R: Words>(rng: &mut R, n: u64, p: f64, q: f64) -> u64 {
     let (small, large) = (if p <= q { p } else { q }, if p <= q { q } else { p });
     let size = n as i64 as f64; // signed conversions are single instructions
     let k = if size * small < REJECTION_FROM {
-        inversion(rng, size, small, large)
+        inversion(rng.open_uniform(), size, small, large)
     } else {
         rejection(rng, size, small, large)
     };
@@ -60,26 +61,26 @@ pub fn binomial<R: Words>(rng: &mut R, n: u64, p: f64, q: f64) -> u64 {
     ((n & flip) + ((k ^ flip) - flip)) as u64
 }
 
-/// Sequential search from 0 (BINV). Needs n p small; at most a few dozen passes.
-#[inline]
-fn inversion<R: Words>(rng: &mut R, n: f64, p: f64, q: f64) -> f64 {
+/// Sequential search from 0 (BINV) for a uniform u. Needs n p small; at most a few dozen passes.
+#[inline(always)]
+pub(crate) fn inversion<V: Real>(u: V, n: V, p: V, q: V) -> V {
     let odds = p / q;
     let a = (n + 1.0) * odds;
+    let (one, zero) = (n.of(1.0), n.of(0.0));
     let mut mass = exp(n * ln_1p(-p));
-    let mut u = rng.open_uniform();
+    let (mut sum, mut k) = (mass, zero);
     // beyond the table, and past the last u, the remaining mass has long been negligible
-    for (k, reciprocal) in (0u32..).zip(&RECIPROCAL[1..]) {
-        if u <= mass {
-            return f64::from(k);
+    for &reciprocal in &RECIPROCAL[1..] {
+        let beyond = sum.lt(u) & n.of(NEGLIGIBLE).le(mass);
+        if !beyond.any() {
+            break;
         }
-        u -= mass;
+        k = k + V::select(beyond, one, zero);
         // zero from k = n on: a / (n + 1) = odds
-        mass *= a * reciprocal - odds;
-        if mass < NEGLIGIBLE {
-            return f64::from(k + 1).min(n);
-        }
+        mass = mass * (a * reciprocal - odds);
+        sum = sum + mass;
     }
-    n.min(RECIPROCAL.len() as f64)
+    k.min(n)
 }
 
 /// 1 / k; inversion leaves before the end, where the mass has long been negligible.
@@ -93,32 +94,33 @@ const RECIPROCAL: [f64; 256] = {
     table
 };
 
-/// The constants of the transformed rejection for (n, p), named as in Hörmann's paper.
+/// The constants of the transformed rejection for (n, p), named as in Hörmann's paper: of one law,
+/// or of one in each lane.
 #[derive(Debug, Clone, Copy)]
-pub struct Btrs {
-    n: f64,
-    p: f64,
-    q: f64,
-    npq: f64,
-    spq: f64,
+pub struct Btrs<V> {
+    n: V,
+    p: V,
+    q: V,
+    npq: V,
+    spq: V,
     /// Width and slope of the transformation u -> (2 a / u_s + b) u + c.
-    b: f64,
-    a: f64,
+    b: V,
+    a: V,
     /// floor(n p), and n p - floor(n p) + 1/2 without rounding.
-    whole: f64,
-    fraction: f64,
+    whole: V,
+    fraction: V,
 }
 
-impl Btrs {
+impl<V: Real> Btrs<V> {
     /// Set-up; needs p <= 1/2 and n p >= 10.
-    #[inline]
-    pub fn new(n: f64, p: f64, q: f64) -> Self {
+    #[inline(always)]
+    pub fn new(n: V, p: V, q: V) -> Self {
         let npq = n * p * q;
         let spq = npq.sqrt();
-        let b = 1.15 + 2.53 * spq;
-        let a = -0.0873 + 0.0248 * b + 0.01 * p;
-        let (product, error) = two_product(n, p);
-        let whole = floor(product);
+        let b = spq * 2.53 + 1.15;
+        let a = b * 0.0248 + p * 0.01 - 0.0873;
+        let (product, error) = n.two_product(p);
+        let whole = product.floor();
         let fraction = (product - whole) + error + 0.5;
         Btrs {
             n,
@@ -134,46 +136,47 @@ impl Btrs {
     }
 
     /// The candidate for u in (-1/2, 1/2), u_s = 1/2 - |u|.
-    #[inline]
-    pub fn candidate(&self, u: f64, us: f64) -> f64 {
-        self.whole + floor_small((2.0 * self.a * (1.0 / us) + self.b) * u + self.fraction)
+    #[inline(always)]
+    pub fn candidate(&self, u: V, us: V) -> V {
+        self.whole + (((self.a + self.a) / us + self.b) * u + self.fraction).floor()
     }
 
     /// First squeeze: inside this rectangle every candidate is accepted. v <= 0.92 - 4.2 / b.
-    #[inline]
-    pub fn accept_at_once(&self, us: f64, v: f64) -> bool {
-        us >= 0.07 && v * self.b <= 0.92 * self.b - 4.2
+    #[inline(always)]
+    pub fn accept_at_once(&self, us: V, v: V) -> V::Mask {
+        us.of(0.07).le(us) & (v * self.b).le(self.b * 0.92 - 4.2)
     }
 
     /// The height of v under the hat at u, on the scale of f(k) / f(mode).
-    #[inline]
-    pub fn height(&self, us: f64, v: f64) -> f64 {
+    #[inline(always)]
+    pub fn height(&self, us: V, v: V) -> V {
         let us2 = us * us;
-        v * (2.83 * self.b + 5.1) * self.spq * us2 / (self.b * (self.a + self.b * us2))
+        v * (self.b * 2.83 + 5.1) * self.spq * us2 / (self.b * (self.a + self.b * us2))
     }
 
     /// Most probable value, floor((n + 1) p).
-    #[inline]
-    pub fn mode(&self) -> f64 {
-        floor((self.n + 1.0) * self.p).min(self.n)
+    #[inline(always)]
+    pub fn mode(&self) -> V {
+        ((self.n + 1.0) * self.p).floor().min(self.n)
     }
 
-    /// Second squeeze: ln f(k) / f(mode) lies within `radius` of `centre`, for |k - mode| from 15
-    /// to npq / 2 - 1; far out in the tail of a law of small npq it does not.
-    #[inline]
-    pub fn normal_squeeze(&self, distance: f64) -> (f64, f64) {
-        let x = distance / self.npq;
-        let radius = x * (((distance / 3.0 + 0.625) * distance + 1.0 / 6.0) / self.npq + 0.5);
-        (-0.5 * distance * x, radius)
+    /// Second squeeze: ln f(k) / f(mode) lies within `radius` of `centre`, for |k - mode| up to
+    /// npq / 2 - 1; far out in the tail of a law of small npq it does not.
+    #[inline(always)]
+    pub fn normal_squeeze(&self, distance: V) -> (V, V) {
+        let scale = distance.of(1.0) / self.npq;
+        let x = distance * scale;
+        let radius = x * (((distance * (1.0 / 3.0) + 0.625) * distance + 1.0 / 6.0) * scale + 0.5);
+        (x * distance * -0.5, radius)
     }
 
     /// ln f(k) / f(m) for the binomial law f and an m near the mode.
-    #[inline]
-    pub fn ln_ratio(&self, m: f64, k: f64) -> f64 {
+    #[inline(always)]
+    pub fn ln_ratio(&self, m: V, k: V) -> V {
         let (n, p, q) = (self.n, self.p, self.q);
         let rest = n - m;
         let d = k - m;
-        let (product, error) = two_product(n, p);
+        let (product, error) = n.two_product(p);
         let slope = ((product - m) + error + p + p - 1.0) / (q * (m + 1.0));
         d * ln_1p(slope)
             - (k + 0.5) * ln_1p(d / (m + 1.0))
@@ -182,6 +185,22 @@ impl Btrs {
             + (stirling_tail(rest) - stirling_tail(n - k))
     }
 
+    /// Whether candidates of this ln height under the hat are certainly accepted, and whether they
+    /// are certainly rejected: by the second squeeze, and where they are outside of [0, n].
+    #[inline(always)]
+    pub(crate) fn second_squeeze(&self, k: V, ln_height: V) -> (V::Mask, V::Mask) {
+        let possible = k.of(0.0).le(k) & k.le(self.n);
+        let distance = (k - self.mode()).abs();
+        let (centre, radius) = self.normal_squeeze(distance);
+        let decided = distance.le(self.npq * 0.5 - 1.0);
+        (
+            possible & decided & ln_height.lt(centre - radius),
+            !possible | (decided & (centre + radius).lt(ln_height)),
+        )
+    }
+}
+
+impl Btrs<f64> {
     /// f(k) / f(m) as a product, for k near m (Hörmann's step 3.1).
     #[inline]
     pub fn ratio_product(&self, m: f64, k: f64) -> f64 {

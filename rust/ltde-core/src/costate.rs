@@ -101,7 +101,6 @@ struct Passing<'a, P> {
     mu: Vec<f64>,
     prob: Vec<f64>,
     reward: Vec<f64>,
-    pi: Vec<f64>,
     /// pi(a | y, mu(y)) of every state (S, A).
     base: Vec<f64>,
     /// sum_a pi(a | y, mu(y)) q(y, a; mu) of every state.
@@ -119,7 +118,6 @@ impl<'a, P: TeamPolicy> Passing<'a, P> {
             mu: vec![0.0; degree],
             prob: vec![0.0; degree * actions],
             reward: vec![0.0; actions],
-            pi: vec![0.0; actions],
             base: vec![0.0; model.graph.n_states() * actions],
             mean: vec![0.0; model.graph.n_states()],
         }
@@ -137,10 +135,8 @@ impl<'a, P: TeamPolicy> Passing<'a, P> {
             if restarted[t * n_replicas + self.replica] {
                 let density = self.density(t);
                 for (s, probs) in probs.chunks_mut(self.model.n_actions).enumerate() {
-                    let pi = self
-                        .policy
-                        .mean_action(self.cell(t, s, density[s] + h), &mut self.pi);
-                    probs.copy_from_slice(pi);
+                    self.policy
+                        .mean_action(self.cell(t, s, density[s] + h), probs);
                 }
                 next.copy_from_slice(self.critic(t));
             } else {
@@ -188,8 +184,9 @@ impl<'a, P: TeamPolicy> Passing<'a, P> {
                 return Err(Error::Interrupted);
             }
             self.values(t, y, None, costates, &mut row)?;
-            let pi = self.policy.mean_action(self.cell(t, y, here), &mut self.pi);
-            self.base[y * actions..][..actions].copy_from_slice(pi);
+            let cell = self.cell(t, y, here);
+            let pi = &mut self.base[y * actions..][..actions];
+            self.policy.mean_action(cell, pi);
             self.mean[y] = dot(pi, &row);
         }
         let mut shifted = vec![0.0; density.len()];
@@ -206,11 +203,11 @@ impl<'a, P: TeamPolicy> Passing<'a, P> {
                 self.values(t, y, Some(i), costates, &mut row)?;
                 let mean = if s == y {
                     let cell = self.cell(t, y, density[y] + h);
-                    let pi = self.policy.mean_action(cell, &mut self.pi);
+                    let pi = &mut probs[y * actions..][..actions];
+                    self.policy.mean_action(cell, pi);
                     let mean = dot(pi, &row);
                     shifted[s] += mean; // the one more agent's own
                     values[y * actions..][..actions].copy_from_slice(&row);
-                    probs[y * actions..][..actions].copy_from_slice(pi);
                     mean
                 } else {
                     dot(&self.base[y * actions..][..actions], &row)

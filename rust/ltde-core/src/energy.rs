@@ -15,10 +15,9 @@
 use crate::error::{Error, Result};
 use crate::math::exp_nonpositive;
 use crate::model::Model;
-use crate::multinomial::Scratch;
 use crate::network::{Networks, Reading};
-use crate::policy::{Cell, TeamPolicy};
-use crate::rng::{Purpose, Rng, Seed, Words};
+use crate::policy::{Cell, TeamPolicy, Work};
+use crate::rng::{BlockRng, Purpose, Rng, Seed, Words};
 use crate::watch::Watch;
 
 /// How the law is drawn from.
@@ -568,19 +567,14 @@ impl<F: Copy + Into<f64> + Sync> TeamPolicy for EnergyPolicy<'_, F> {
     }
 
     /// E[h(s)] depends on n, which the mean-field limit has not: see [`EnergyPolicy::means`].
-    fn mean_action<'a>(&'a self, _cell: Cell, _pi: &'a mut [f64]) -> &'a [f64] {
+    fn mean_action(&self, _cell: Cell, _pi: &mut [f64]) {
         unreachable!("an energy-based policy plays finite teams only")
     }
 
-    fn sample(
-        &self,
-        cell: Cell,
-        n: u64,
-        rng: &mut Rng,
-        _pi: &mut [f64],
-        _scratch: &mut Scratch,
-        out: &mut [i64],
-    ) {
-        self.draw(cell.state, cell.density, n, rng, out);
+    fn sample(&self, teams: &[(Cell, i64)], rng: &mut BlockRng, _: &mut Work, out: &mut [i64]) {
+        let actions = out.len() / teams.len().max(1);
+        for (&(cell, n), out) in teams.iter().zip(out.chunks_exact_mut(actions)) {
+            self.draw(cell.state, cell.density, n as u64, rng.single(), out);
+        }
     }
 }

@@ -18,9 +18,11 @@
 //! - [`error`]: what can go wrong
 
 pub mod binomial;
+mod chain;
 pub mod costate;
 pub mod energy;
 pub mod error;
+mod few;
 pub mod graph;
 pub mod initial;
 pub mod math;
@@ -36,6 +38,7 @@ pub mod simd;
 pub mod simulator;
 pub mod softmax;
 mod step;
+mod teams;
 mod tiny;
 pub mod visitation;
 pub mod watch;

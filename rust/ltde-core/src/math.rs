@@ -1,42 +1,46 @@
-//! Elementary functions with the same bits on every machine: only + - * / and integer
-//! arithmetic on the bits, no call of the platform's mathematical library.
+//! Elementary functions with the same bits on every machine and in every lane: only + - * / and
+//! integer arithmetic on the bits, no call of the platform's mathematical library.
+//!
+//! Each is written once, for a number or a vector of them ([`Real`]).
+
+use crate::simd::{Mask, Real, Word};
+
+const LN2_HIGH: f64 = 6.931_471_803_691_238e-1; // 33 bits, times an exponent exact
+const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 
 /// Natural logarithm of a positive normal number; relative error below 4e-16.
-#[inline]
-pub fn ln(x: f64) -> f64 {
-    const SQRT_HALF: i64 = 0x3FE6_A09E_667F_3BCD;
-    let bits = x.to_bits() as i64;
-    let exponent = (bits - SQRT_HALF) >> 52;
-    let m = f64::from_bits((bits - (exponent << 52)) as u64); // in [sqrt(1/2), sqrt(2))
+#[inline(always)]
+pub fn ln<V: Real>(x: V) -> V {
+    const SQRT_HALF: u64 = 0x3FE6_A09E_667F_3BCD;
+    const ONE: u64 = 1023 << 52;
+    let bits = x.to_bits();
+    // the exponent e of x = 2^e m, m in [sqrt(1/2), sqrt(2)), plus 1023: never negative
+    let biased = bits.plus(bits.of(ONE - SQRT_HALF)).shr::<52>();
+    let m = bits.minus(biased.shl::<52>()).plus(bits.of(ONE)).to_real();
+    let e = (biased | bits.of(0x4330 << 48)).to_real() - ((1u64 << 52) as f64 + 1023.0);
     let f = m - 1.0;
     let s = f / (m + 1.0);
     let z = s * s;
     // ln(1 + f) = 2 atanh(s) = f + s (z P(z) - f); P by Estrin's scheme: short chains
     let z2 = z * z;
     let z4 = z2 * z2;
-    let low = (2.0 / 3.0 + 0.4 * z) + (2.0 / 7.0 + 2.0 / 9.0 * z) * z2;
-    let high = (2.0 / 11.0 + 2.0 / 13.0 * z) + (2.0 / 15.0 + 2.0 / 17.0 * z) * z2;
-    let p = low + (high + 2.0 / 19.0 * z4) * z4;
-    let e = exponent as f64;
-    const LN2_HIGH: f64 = 6.931_471_803_691_238e-1; // 33 bits, times e exact
-    const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
+    let low = (z * 0.4 + 2.0 / 3.0) + (z * (2.0 / 9.0) + 2.0 / 7.0) * z2;
+    let high = (z * (2.0 / 13.0) + 2.0 / 11.0) + (z * (2.0 / 17.0) + 2.0 / 15.0) * z2;
+    let p = low + (high + z4 * (2.0 / 19.0)) * z4;
     e * LN2_HIGH + ((f + s * (z * p - f)) + e * LN2_LOW)
 }
 
 /// ln(1 + x) for x > -1.
-#[inline]
-pub fn ln_1p(x: f64) -> f64 {
-    let y = 1.0 + x;
+#[inline(always)]
+pub fn ln_1p<V: Real>(x: V) -> V {
+    let y = x + 1.0;
     ln(y) + (x - (y - 1.0)) / y
 }
 
 /// exp(x) for x in [-700, 700]; anything beyond.
 #[inline(always)]
-pub fn exp(x: f64) -> f64 {
-    const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
-    const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-    // the nearest integer k, which then stands in the lowest bits: nothing here stops the
-    // compiler from taking several x at once
+pub fn exp<V: Real>(x: V) -> V {
+    // the nearest integer k, which then stands in the lowest bits
     let shifted = x * std::f64::consts::LOG2_E + SHIFT;
     let k = shifted - SHIFT;
     let r = (x - k * LN2_HIGH) - k * LN2_LOW;
@@ -52,9 +56,11 @@ pub fn exp(x: f64) -> f64 {
     };
     let r2 = r * r;
     let r4 = r2 * r2;
-    let quad = |i: usize| (C[i] + C[i + 1] * r) + (C[i + 2] + C[i + 3] * r) * r2;
-    let p = (quad(0) + quad(4) * r4) + (quad(8) + (C[12] + C[13] * r) * r4) * (r4 * r4);
-    f64::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 52))
+    let p0 = (r * C[1] + C[0]) + (r * C[3] + C[2]) * r2;
+    let p4 = (r * C[5] + C[4]) + (r * C[7] + C[6]) * r2;
+    let p8 = (r * C[9] + C[8]) + (r * C[11] + C[10]) * r2;
+    let p = (p0 + p4 * r4) + (p8 + (r * C[13] + C[12]) * r4) * (r4 * r4);
+    p.to_bits().plus(shifted.to_bits().shl::<52>()).to_real()
 }
 
 /// 1.5 * 2^52: a sum with it has no fractional bits.
@@ -63,42 +69,14 @@ const SHIFT: f64 = 6_755_399_441_055_744.0;
 /// exp(x) for x <= 0; 0 below -700.
 #[inline(always)]
 pub fn exp_nonpositive(x: f64) -> f64 {
-    // no branch: see `exp`
+    // no branch: nothing here stops the compiler from taking several x at once
     let keep = u64::from(x >= -700.0).wrapping_neg();
     f64::from_bits(exp(x).to_bits() & keep)
 }
 
-/// Largest integer not above x, for |x| < 2^62 (no call into the platform's library).
-#[inline]
-pub fn floor(x: f64) -> f64 {
-    let t = x as i64 as f64;
-    t - f64::from(u8::from(t > x))
-}
-
-/// Largest integer not above x, for |x| < 2^51; beyond, an integer near x.
-#[inline]
-pub fn floor_small(x: f64) -> f64 {
-    let nearest = (x + SHIFT) - SHIFT;
-    nearest - f64::from(u8::from(nearest > x))
-}
-
-/// x y = product + error without rounding (Dekker 1971), barring under- and overflow.
-#[inline]
-pub fn two_product(x: f64, y: f64) -> (f64, f64) {
-    const SPLIT: f64 = 134_217_729.0; // 2^27 + 1
-    let product = x * y;
-    let split = |x: f64| {
-        let c = SPLIT * x;
-        let high = c - (c - x);
-        (high, x - high)
-    };
-    let ((xh, xl), (yh, yl)) = (split(x), split(y));
-    (product, ((xh * yh - product) + xh * yl + xl * yh) + xl * yl)
-}
-
 /// The tail of Stirling's formula: ln k! - [ln(2 pi)/2 + (k + 1/2) ln(k + 1) - (k + 1)].
-#[inline]
-pub fn stirling_tail(k: f64) -> f64 {
+#[inline(always)]
+pub fn stirling_tail<V: Real>(k: V) -> V {
     const TABLE: [f64; 16] = [
         0.081_061_466_795_327_26,
         0.041_340_695_955_409_29,
@@ -117,12 +95,17 @@ pub fn stirling_tail(k: f64) -> f64 {
         0.005_554_733_551_962_801,
         0.005_207_655_919_609_64,
     ];
-    if k < 16.0 {
-        return TABLE[k as usize];
-    }
-    let x = 1.0 / (k + 1.0);
+    let x = k.of(1.0) / (k + 1.0);
     let x2 = x * x;
-    (1.0 / 12.0 - (1.0 / 360.0 - (1.0 / 1260.0 - 1.0 / 1680.0 * x2) * x2) * x2) * x
+    let series =
+        x * (-(x2 * (-(x2 * (-(x2 * (1.0 / 1680.0)) + 1.0 / 1260.0)) + 1.0 / 360.0)) + 1.0 / 12.0);
+    let small = k.lt(k.of(TABLE.len() as f64));
+    if small.any() {
+        let table = k.patch(small, |k| TABLE.get(k as usize).copied().unwrap_or(0.0));
+        V::select(small, table, series)
+    } else {
+        series
+    }
 }
 
 #[cfg(test)]
@@ -156,7 +139,7 @@ mod tests {
             (1e9 + 7.0, 1e-7 / 3.0),
             (3.0, 1.0 / 3.0),
         ] {
-            let (product, error) = two_product(x, y);
+            let (product, error) = x.two_product(y);
             assert_eq!(product, x * y);
             assert_eq!(error, f64::mul_add(x, y, -product));
         }
@@ -174,11 +157,9 @@ mod tests {
             1e15 + 0.5,
             -1e15 - 0.5,
             3e18,
+            -1e300,
         ] {
-            assert_eq!(floor(x), x.floor());
-            if x.abs() < 2e15 {
-                assert_eq!(floor_small(x), x.floor());
-            }
+            assert_eq!(Real::floor(x), x.floor());
         }
     }
 

@@ -167,7 +167,7 @@ pub struct Model {
     node_width: usize,
     edge_width: usize,
     mask: Vec<bool>,
-    reward_range: (f64, f64),
+    pub(crate) reward_range: (f64, f64),
     max_degree: usize,
 }
 
@@ -295,6 +295,22 @@ impl Model {
         prob: &mut [f64],
         reward: &mut [f64],
     ) -> std::result::Result<(), Fault> {
+        self.write(s, mu, prob, reward)?;
+        self.check(reward_range, s, mu.len(), prob, reward)
+    }
+
+    /// Runs the local function of `s` at `mu` (|N_s|,).
+    ///
+    /// # Errors
+    /// [`Fault::Raised`].
+    #[inline(always)]
+    pub(crate) fn write(
+        &self,
+        s: usize,
+        mu: &[f64],
+        prob: &mut [f64],
+        reward: &mut [f64],
+    ) -> std::result::Result<(), Fault> {
         let range = self.graph.range(s);
         prob.fill(0.0);
         reward.fill(0.0);
@@ -302,11 +318,26 @@ impl Model {
         let edge = &self.edge[range.start * self.edge_width..range.end * self.edge_width];
         self.local
             .evaluate(s, mu, node, edge, prob, reward)
-            .map_err(|Raised| Fault::Raised)?;
-        if self.is_sound(reward_range, s, mu.len(), prob, reward) {
+            .map_err(|Raised| Fault::Raised)
+    }
+
+    /// Checks what the local function of `s` wrote.
+    ///
+    /// # Errors
+    /// The first [`Fault`] in the order of the actions. Rows of masked actions are not read.
+    #[inline(always)]
+    pub(crate) fn check(
+        &self,
+        reward_range: (f64, f64),
+        s: usize,
+        degree: usize,
+        prob: &[f64],
+        reward: &[f64],
+    ) -> std::result::Result<(), Fault> {
+        if self.is_sound(reward_range, s, degree, prob, reward) {
             Ok(())
         } else {
-            self.check_rows(reward_range, s, mu.len(), prob, reward)
+            self.check_rows(reward_range, s, degree, prob, reward)
         }
     }
 
@@ -314,15 +345,15 @@ impl Model {
     #[inline(always)]
     fn is_sound(
         &self,
-        (lo, hi): (f64, f64),
+        range: (f64, f64),
         s: usize,
         degree: usize,
         prob: &[f64],
         reward: &[f64],
     ) -> bool {
-        let rows = prob.chunks_exact(degree);
+        let (lo, hi) = range;
         let mut signs = 0;
-        for ((row, &r), &allowed) in rows.zip(reward).zip(self.allowed(s)) {
+        for ((row, &r), &allowed) in prob.chunks_exact(degree).zip(reward).zip(self.allowed(s)) {
             let mut sum = 0.0;
             for &p in row {
                 sum += p;

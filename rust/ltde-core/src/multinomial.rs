@@ -1,38 +1,177 @@
 //! Exact multinomial draws.
 //!
 //! Law: n agents choose among K categories independently with probabilities proportional to
-//! `weights`. Few agents are drawn one by one against cumulative weights in fixed point; many by
-//! a chain of binomials whose conditional probabilities come from suffix sums taken backwards,
-//! so that a category of weight zero is never hit and rows that sum to 1 +- eps are
-//! renormalised (no `1 - running sum` anywhere).
+//! `weights`. Few agents are drawn one by one against cumulative weights; many by a chain of
+//! binomials whose conditional probabilities come from suffix sums taken backwards, so that a
+//! category of weight zero is never hit and rows that sum to 1 +- eps are renormalised (no
+//! `1 - running sum` anywhere).
+//!
+//! Many rows are drawn together in vectors, [`draw_rows`]; single rows, and those with too many
+//! categories, one after the other, [`multinomial_add`].
 
 use crate::binomial::binomial;
+use crate::chain;
 use crate::error::{Result, value_error};
-use crate::rng::Words;
+use crate::few;
+use crate::rng::{BlockRng, Words};
+use crate::simd::{Kernel, Simd, dispatch};
+use crate::tiny;
 
-/// Whether n agents of a row with K categories are drawn one by one: up to where their cost
-/// (1 + 0.3 K ns each, measured) reaches that of K - 1 binomials of small n p (about 70 ns).
-#[inline]
-fn is_few(n: i64, categories: usize) -> bool {
-    n < 1 << 16 && n * (10 + 3 * categories as i64) <= 700 * (categories as i64 - 1)
+/// One draw of Multinomial(n, weights): where its weights begin, and where its counts are added.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Row {
+    /// Number of agents n, at least 1.
+    pub n: i64,
+    /// Index of the first weight.
+    pub weights: usize,
+    /// Index of the first count.
+    pub out: usize,
+    /// Number of categories K.
+    pub width: u32,
 }
 
-/// Scratch memory of the sampler, sized on first use and reused.
+/// Most agents of a row that are drawn one by one, for each width: up to where their cost reaches
+/// that of K - 1 binomials (both measured). None of one category, nor of too many.
+const LIMITS: [i64; few::WIDEST + 2] = {
+    let mut limits = [0; few::WIDEST + 2];
+    let mut width = 2;
+    while width <= few::WIDEST {
+        limits[width] = 590 * (width as i64 - 1) / (2 + width as i64);
+        assert!(limits[width] <= few::MOST);
+        width += 1;
+    }
+    limits
+};
+
+/// Scratch memory of the samplers, sized on first use and reused.
 #[derive(Debug, Default, Clone)]
 pub struct Scratch {
-    /// Rows with agents.
-    rows: Vec<usize>,
+    tiny: tiny::Scratch,
+    keys: Vec<u16>,
+    sorted: Vec<Row>,
+    few: few::Scratch,
+    chain: chain::Scratch,
     /// Uniforms of the agents of one row, and its cumulative weights.
     uniforms: Vec<f64>,
     limits: Vec<f64>,
-    /// Rows that take the chain: what is left of their agents, and the index of the row.
-    chains: Vec<(i64, usize)>,
-    /// Suffix sums of those rows, (rows, K + 1).
+    /// Suffix sums of one row.
     tails: Vec<f64>,
 }
 
-/// Adds one draw of Multinomial(n, weights) to `out`; see [`multinomial_rows`].
-#[inline(always)]
+/// Adds an independent draw of every row to `out`, in vectors.
+///
+/// Weights must be finite and non-negative, with a sum in (0, 1.5\] in every row; it need not be
+/// 1. The draws depend on the rows and their order, not on the instruction set.
+pub fn draw_rows(
+    rng: &mut BlockRng,
+    rows: &[Row],
+    weights: &[f64],
+    scratch: &mut Scratch,
+    out: &mut [i64],
+) {
+    dispatch(DrawRows {
+        rng,
+        rows,
+        weights,
+        scratch,
+        out,
+    });
+}
+
+/// [`draw_rows`] as a kernel.
+#[derive(Debug)]
+pub struct DrawRows<'a> {
+    /// The generators of the block.
+    pub rng: &'a mut BlockRng,
+    /// What to draw.
+    pub rows: &'a [Row],
+    /// Where the weights of the rows lie.
+    pub weights: &'a [f64],
+    /// Scratch memory.
+    pub scratch: &'a mut Scratch,
+    /// Where the draws are added.
+    pub out: &'a mut [i64],
+}
+
+impl Kernel for DrawRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let DrawRows {
+            rng,
+            rows,
+            weights,
+            scratch,
+            out,
+        } = self;
+        let begins = scratch.sort(rows);
+        let Scratch {
+            few, chain, sorted, ..
+        } = scratch;
+        let (chained, few_rows) = sorted[..begins[1]].split_at(begins[0]);
+        if !few_rows.is_empty() {
+            let lanes = rng.lanes(simd);
+            few::draw(simd, lanes, few_rows, weights, few, out);
+        }
+        if !chained.is_empty() {
+            let lanes = rng.lanes(simd);
+            chain::draw(simd, lanes, chained, weights, chain, out);
+        }
+        for i in begins[1]..rows.len() {
+            let row = scratch.sorted[i];
+            let width = row.width as usize;
+            let weights = &weights[row.weights..][..width];
+            let out = &mut out[row.out..][..width];
+            multinomial_add(rng.single(), row.n as u64, weights, scratch, out);
+        }
+    }
+}
+
+impl Scratch {
+    /// The part of [`tiny`].
+    pub(crate) fn tiny(&mut self) -> &mut tiny::Scratch {
+        &mut self.tiny
+    }
+
+    /// Sorts rows, stable: those with many agents first, those with few in ascending order of
+    /// their rounds, and those that are not drawn in vectors. Returns where the second and the
+    /// third kind begin.
+    #[inline(always)]
+    fn sort(&mut self, rows: &[Row]) -> [usize; 2] {
+        const OTHERS: u16 = 256;
+        // how many rows have each key, then where those rows begin
+        let mut starts = [0u32; OTHERS as usize + 1];
+        self.keys.resize(rows.len(), 0);
+        self.sorted.resize(rows.len(), Row::default());
+        for (key, row) in self.keys.iter_mut().zip(rows) {
+            // no branch where teams are small: it is hard to predict
+            *key = if row.n <= LIMITS[(row.width as usize).min(few::WIDEST + 1)] {
+                few::rounds(row.n).into()
+            } else if (2..=few::WIDEST as u32).contains(&row.width) {
+                0
+            } else {
+                OTHERS
+            };
+            starts[usize::from(*key).min(starts.len() - 1)] += 1;
+        }
+        let mut sum = 0;
+        for start in &mut starts {
+            (*start, sum) = (sum, sum + *start);
+        }
+        let begins = [starts[1] as usize, starts[OTHERS as usize] as usize];
+        let sorted = self.sorted.as_mut_slice();
+        for (&key, row) in self.keys.iter().zip(rows) {
+            let place = &mut starts[usize::from(key).min(OTHERS as usize)];
+            sorted[*place as usize] = *row;
+            *place += 1;
+        }
+        begins
+    }
+}
+
+/// Adds one draw of Multinomial(n, weights) to `out`. Weights as in [`draw_rows`]; nothing is drawn
+/// for an n of zero or a single category.
 pub fn multinomial_add<R: Words>(
     rng: &mut R,
     n: u64,
@@ -40,132 +179,21 @@ pub fn multinomial_add<R: Words>(
     scratch: &mut Scratch,
     out: &mut [i64],
 ) {
-    let n = n as i64;
-    if n > 0 && is_few(n, out.len()) {
-        draw_few(rng, n, weights, scratch, out);
+    let (n, width) = (n as i64, weights.len() as i64);
+    // up to where the cost (1 + 0.3 K ns each, measured) reaches that of K - 1 binomials
+    if n < 1 << 16 && n * (10 + 3 * width) <= 700 * (width - 1) {
+        few_of_many(rng, n, weights, scratch, out);
     } else {
-        multinomial_rows(rng, &[n], weights, scratch, out);
-    }
-}
-
-/// Adds independent draws of Multinomial(counts\[a\], weights\[a\]) to `out` (K,), for all rows
-/// a of `weights` (A, K).
-///
-/// Weights must be finite and non-negative, with a sum in (0, 1.5] in every row; it need not be
-/// 1. Nothing is drawn for a row without agents or with a single category.
-#[inline(always)]
-pub fn multinomial_rows<R: Words>(
-    rng: &mut R,
-    counts: &[i64],
-    weights: &[f64],
-    scratch: &mut Scratch,
-    out: &mut [i64],
-) {
-    debug_assert_eq!(weights.len(), out.len() * counts.len());
-    let categories = out.len();
-    scratch.chains.clear();
-    // without branches: which rows are empty is hard to predict where teams are small
-    if scratch.rows.len() < counts.len() {
-        scratch.rows.resize(counts.len(), 0);
-    }
-    let mut occupied = 0;
-    for (row, &n) in counts.iter().enumerate() {
-        scratch.rows[occupied] = row;
-        occupied += usize::from(n > 0);
-    }
-    for i in 0..occupied {
-        let row = scratch.rows[i];
-        let n = counts[row];
-        if is_few(n, categories) {
-            let weights = &weights[row * categories..][..categories];
-            draw_few(rng, n, weights, scratch, out);
-        } else {
-            scratch.chains.push((n, row));
-        }
-    }
-    if !scratch.chains.is_empty() {
-        chain(rng, weights, scratch, out);
-    }
-}
-
-/// Draws few agents one by one.
-#[inline(always)]
-fn draw_few<R: Words>(
-    rng: &mut R,
-    n: i64,
-    weights: &[f64],
-    scratch: &mut Scratch,
-    out: &mut [i64],
-) {
-    // one copy of the code for each small K: its loops are unrolled
-    match out.len() {
-        2 => few::<R, 2>(rng, n, weights, out),
-        3 => few::<R, 3>(rng, n, weights, out),
-        4 => few::<R, 4>(rng, n, weights, out),
-        5 => few::<R, 5>(rng, n, weights, out),
-        6 => few::<R, 6>(rng, n, weights, out),
-        7 => few::<R, 7>(rng, n, weights, out),
-        8 => few::<R, 8>(rng, n, weights, out),
-        _ => few_of_many(rng, n, weights, scratch, out),
-    }
-}
-
-/// Draws few agents one by one among K categories.
-///
-/// Each agent compares one uniform below the total with the cumulative weights; the error in
-/// probability is that of one rounding, 2^-53 of the row's sum. A category of weight zero is
-/// never hit: its limit is that of the category before it, or the total.
-#[inline(always)]
-fn few<R: Words, const K: usize>(rng: &mut R, n: i64, weights: &[f64], out: &mut [i64]) {
-    let (Some(weights), Some(out)) = (weights.first_chunk::<K>(), out.first_chunk_mut::<K>())
-    else {
-        return;
-    };
-    let mut limits = [0.0; K];
-    let mut total = 0.0;
-    let mut largest = 0.0;
-    for j in 0..K {
-        total += weights[j];
-        limits[j] = total;
-        largest = if weights[j] > largest {
-            weights[j]
-        } else {
-            largest
-        };
-    }
-    if largest == total {
-        let only = weights.iter().position(|&w| w == largest).unwrap_or(0);
-        out[only] += n;
-        return;
-    }
-    let scale = Uniform::new(total);
-    if n == 1 {
-        let x = scale.draw(rng);
-        let category: usize = limits[..K - 1]
-            .iter()
-            .map(|&limit| usize::from(x >= limit))
-            .sum();
-        out[category] += 1;
-        return;
-    }
-    let mut above = [0i64; K];
-    for _ in 0..n {
-        let x = scale.draw(rng);
-        for j in 0..K - 1 {
-            above[j] += i64::from(x >= limits[j]);
-        }
-    }
-    let mut before = n;
-    for j in 0..K {
-        out[j] += before - above[j];
-        before = above[j];
+        chain_of_one(rng, n, weights, scratch, out);
     }
 }
 
 /// Limits compared with one uniform at a time where there are many.
 const LANES: usize = 4;
 
-/// As [`few`] for more categories: the uniforms are kept and meet the limits four by four.
+/// Draws agents one by one. Each compares one uniform below the total with the cumulative weights;
+/// the error in probability is that of one rounding, 2^-53 of the row's sum. A category of weight
+/// zero is never hit: its limit is that of the category before it, or the total.
 fn few_of_many<R: Words>(
     rng: &mut R,
     n: i64,
@@ -242,31 +270,26 @@ fn tally(x: f64, limits: &[f64; LANES], above: &mut [i64; LANES]) {
     }
 }
 
-/// Conditional binomials in the order of the categories; the rows take turns, since their draws
-/// do not wait for each other.
-#[inline]
-fn chain<R: Words>(rng: &mut R, weights: &[f64], scratch: &mut Scratch, out: &mut [i64]) {
-    let categories = out.len();
-    let Scratch { chains, tails, .. } = scratch;
+/// Conditional binomials in the order of the categories.
+fn chain_of_one<R: Words>(
+    rng: &mut R,
+    n: i64,
+    weights: &[f64],
+    scratch: &mut Scratch,
+    out: &mut [i64],
+) {
+    let tails = &mut scratch.tails;
     tails.clear();
-    tails.resize(chains.len() * (categories + 1), 0.0);
-    for (&(_, row), tail) in chains.iter().zip(tails.chunks_exact_mut(categories + 1)) {
-        let weights = &weights[row * categories..][..categories];
-        for j in (0..categories).rev() {
-            tail[j] = tail[j + 1] + weights[j];
-        }
+    tails.resize(weights.len() + 1, 0.0);
+    for j in (0..weights.len()).rev() {
+        tails[j] = tails[j + 1] + weights[j];
     }
-    for (j, o) in out.iter_mut().enumerate() {
-        for ((left, row), tail) in chains.iter_mut().zip(tails.chunks_exact(categories + 1)) {
-            if *left > 0 {
-                let (p, q) = (
-                    weights[*row * categories + j] / tail[j],
-                    tail[j + 1] / tail[j],
-                );
-                let k = binomial(rng, *left as u64, p, q) as i64;
-                *o += k;
-                *left -= k;
-            }
+    let mut left = n;
+    for ((o, &w), tail) in out.iter_mut().zip(weights).zip(tails.windows(2)) {
+        if left > 0 {
+            let k = binomial(rng, left as u64, w / tail[0], tail[1] / tail[0]) as i64;
+            *o += k;
+            left -= k;
         }
     }
 }

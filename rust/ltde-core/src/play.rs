@@ -136,7 +136,7 @@ pub(crate) fn play_step<T: Mass, P: TeamPolicy>(
             for &block in now.blocks() {
                 for s in now.occupied(block) {
                     let row = context.model.graph.row(s);
-                    scatter(row, &flows[context.model.graph.range(s)], next);
+                    next.add(row, &flows[context.model.graph.range(s)]);
                 }
             }
             done
@@ -144,13 +144,6 @@ pub(crate) fn play_step<T: Mass, P: TeamPolicy>(
     };
     next.finish(context.total);
     Ok(done)
-}
-
-#[inline]
-fn scatter<T: Mass>(row: &[u32], landed: &[T], next: &mut Population<T>) {
-    for (&y, &mass) in row.iter().zip(landed) {
-        next.add(y as usize, mass);
-    }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -179,7 +172,7 @@ fn play_serial<T: Mass, P: TeamPolicy>(
                 .map(|r| &mut r[block as usize * BLOCK..]),
         };
         play_block(context, now, block, workspace, record, |s, row, landed| {
-            scatter(row, landed, next);
+            next.add(row, landed);
             if let Some(flows) = flows.as_deref_mut() {
                 flows[graph.range(s)].copy_from_slice(landed);
             }
@@ -242,7 +235,7 @@ fn play_blocks<T: Mass, P: TeamPolicy>(
         .collect();
     let faults = FirstFault::new();
     tasks.into_par_iter().for_each_init(
-        || Workspace::new(model),
+        Workspace::default,
         |workspace, (block, record, first, flows)| {
             if watch.tick() {
                 return;

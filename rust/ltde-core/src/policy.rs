@@ -2,8 +2,9 @@
 
 use crate::error::{Result, value_error};
 use crate::model::Model;
-use crate::multinomial::{Scratch, multinomial_add};
-use crate::rng::{BLOCK, Purpose, Rng, Seed};
+use crate::multinomial::{Row, Scratch, draw_rows};
+use crate::rng::{BLOCK, BlockRng, Purpose, Seed};
+use crate::tiny::Team;
 use crate::watch::Watch;
 
 /// Largest |sum - 1| of a row of action probabilities: room for rows computed in float32.
@@ -37,22 +38,57 @@ pub trait TeamPolicy: Sync {
         true
     }
 
-    /// E[h(s)], the law of one agent's action (A,): read where it lies, or computed in `pi` (A,).
-    fn mean_action<'a>(&'a self, cell: Cell, pi: &'a mut [f64]) -> &'a [f64];
+    /// Fills `pi` (A,) with E[h(s)], the law of one agent's action.
+    fn mean_action(&self, cell: Cell, pi: &mut [f64]);
 
-    /// Adds a draw of the team action c(s, .) of `n` agents to `out` (A,); `pi` (A,) is scratch
-    /// memory.
+    /// Adds draws of the team actions c(s, .) of the states of one block to `out` (cells, A).
     #[inline]
-    fn sample(
-        &self,
-        cell: Cell,
-        n: u64,
-        rng: &mut Rng,
-        pi: &mut [f64],
-        scratch: &mut Scratch,
-        out: &mut [i64],
+    fn sample(&self, teams: &[(Cell, i64)], rng: &mut BlockRng, work: &mut Work, out: &mut [i64]) {
+        let actions = out.len() / teams.len().max(1);
+        work.mean_actions(self, teams, actions);
+        let Work {
+            pi, rows, scratch, ..
+        } = work;
+        rows.clear();
+        rows.extend(teams.iter().enumerate().map(|(i, &(_, n))| Row {
+            n,
+            weights: i * actions,
+            out: i * actions,
+            width: actions as u32,
+        }));
+        draw_rows(rng, rows, pi, scratch, out);
+    }
+}
+
+/// Memory for the draws of one block of states, sized on first use and reused.
+#[derive(Debug, Default, Clone)]
+pub struct Work {
+    /// E[h(s)] (cells, A) at least.
+    pub pi: Vec<f64>,
+    /// What is to be drawn.
+    pub rows: Vec<Row>,
+    /// Teams that are drawn agent by agent.
+    pub(crate) tiny: Vec<Team>,
+    /// Memory of the samplers.
+    pub scratch: Scratch,
+}
+
+impl Work {
+    /// Fills `pi` with the law of one agent's action in each cell.
+    #[inline]
+    pub fn mean_actions<T>(
+        &mut self,
+        policy: &(impl TeamPolicy + ?Sized),
+        cells: &[(Cell, T)],
+        actions: usize,
     ) {
-        multinomial_add(rng, n, self.mean_action(cell, pi), scratch, out);
+        let size = cells.len() * actions;
+        if self.pi.len() < size {
+            self.pi.resize(size, 0.0);
+        }
+        for (pi, (cell, _)) in self.pi.chunks_exact_mut(actions).zip(cells) {
+            policy.mean_action(*cell, pi);
+        }
     }
 }
 
@@ -67,21 +103,13 @@ impl<P: TeamPolicy + ?Sized> TeamPolicy for &P {
     }
 
     #[inline]
-    fn mean_action<'a>(&'a self, cell: Cell, pi: &'a mut [f64]) -> &'a [f64] {
-        (**self).mean_action(cell, pi)
+    fn mean_action(&self, cell: Cell, pi: &mut [f64]) {
+        (**self).mean_action(cell, pi);
     }
 
     #[inline]
-    fn sample(
-        &self,
-        cell: Cell,
-        n: u64,
-        rng: &mut Rng,
-        pi: &mut [f64],
-        scratch: &mut Scratch,
-        out: &mut [i64],
-    ) {
-        (**self).sample(cell, n, rng, pi, scratch, out);
+    fn sample(&self, teams: &[(Cell, i64)], rng: &mut BlockRng, work: &mut Work, out: &mut [i64]) {
+        (**self).sample(teams, rng, work, out);
     }
 }
 
@@ -97,28 +125,33 @@ pub fn sample_teams(
     out: &mut [i64],
 ) -> Result<()> {
     let actions = out.len() / counts.len().max(1);
-    let (mut pi, mut scratch) = (vec![0.0; actions], Scratch::default());
-    let teams = counts
+    let (mut work, mut teams, mut drawn) = (Work::default(), Vec::new(), Vec::new());
+    let replicas = counts
         .chunks(n_states)
         .zip(totals)
         .zip(out.chunks_mut(n_states * actions));
-    for (replica, ((counts, &total), out)) in teams.enumerate() {
-        let mut rng = seed.stream(Purpose::Team, replica as u32, 0, 0);
-        for (state, (&n, out)) in counts.iter().zip(out.chunks_mut(actions)).enumerate() {
-            if state % BLOCK == 0 {
-                rng = seed.stream(Purpose::Team, replica as u32, 0, (state / BLOCK) as u32);
-                if watch.tick_here() {
-                    return Err(crate::Error::Interrupted);
-                }
+    for (replica, ((counts, &total), out)) in replicas.enumerate() {
+        let blocks = counts.chunks(BLOCK).zip(out.chunks_mut(BLOCK * actions));
+        for (block, (counts, out)) in blocks.enumerate() {
+            if watch.tick_here() {
+                return Err(crate::Error::Interrupted);
             }
-            if n > 0 {
+            teams.clear();
+            for (i, &n) in counts.iter().enumerate().filter(|(_, n)| **n > 0) {
                 let cell = Cell {
                     replica,
                     time: 0,
-                    state,
+                    state: block * BLOCK + i,
                     density: n as f64 / total,
                 };
-                policy.sample(cell, n as u64, &mut rng, &mut pi, &mut scratch, out);
+                teams.push((cell, n));
+            }
+            drawn.clear();
+            drawn.resize(teams.len() * actions, 0);
+            let mut rng = seed.block(Purpose::Team, replica as u32, 0, block as u32);
+            policy.sample(&teams, &mut rng, &mut work, &mut drawn);
+            for ((cell, _), drawn) in teams.iter().zip(drawn.chunks_exact(actions)) {
+                out[cell.state % BLOCK * actions..][..actions].copy_from_slice(drawn);
             }
         }
     }
@@ -233,7 +266,7 @@ impl TeamPolicy for TabularPolicy<'_> {
     }
 
     #[inline]
-    fn mean_action<'a>(&'a self, cell: Cell, _pi: &'a mut [f64]) -> &'a [f64] {
-        self.row(cell)
+    fn mean_action(&self, cell: Cell, pi: &mut [f64]) {
+        pi.copy_from_slice(self.row(cell));
     }
 }

@@ -3,10 +3,10 @@
 
 use crate::error::{Result, value_error};
 use crate::initial::{DrawAddress, Initial};
-use crate::multinomial::{Scratch, multinomial_rows};
-use crate::policy::{Cell, TeamPolicy};
-use crate::rng::{BLOCK, Rng};
-use crate::tiny::{is_tiny, play_tiny};
+use crate::multinomial::Scratch;
+use crate::policy::{TeamPolicy, Work};
+use crate::rng::{BLOCK, BlockRng};
+use crate::teams::{self, Teams};
 
 /// A number of agents: an integer for finite N, a fraction of the population for N = infinity.
 ///
@@ -22,16 +22,9 @@ pub trait Mass:
 
     /// mu = n / N.
     fn density(self, total: Self::Total) -> f64;
-    /// Plays the team of `self` agents in one state: adds its team action c(s, .) to `team.actions`
-    /// and those who go to each neighbour, by `prob` (A, K), to `team.landed` (K,).
-    fn play<P: TeamPolicy>(
-        self,
-        policy: &P,
-        cell: Cell,
-        prob: &[f64],
-        rng: &mut Rng,
-        team: Team<'_, Self>,
-    );
+    /// Plays the teams of the states of one block: adds the team actions to `teams.actions`, and
+    /// those who go to each neighbour to `teams.landed`.
+    fn play<P: TeamPolicy>(policy: &P, teams: Teams<'_, Self>, rng: &mut BlockRng, work: &mut Work);
     /// The team reward: sum over a of c(s, a) r(s, mu(N_s), a) / N.
     fn team_reward(actions: &[Self], reward: &[f64], allowed: &[bool], total: Self::Total) -> f64;
     /// Draws from P_0 into `out` (S,).
@@ -58,29 +51,9 @@ impl Mass for i64 {
         self as f64 / total as f64
     }
 
-    #[inline(always)]
-    fn play<P: TeamPolicy>(
-        self,
-        policy: &P,
-        cell: Cell,
-        prob: &[f64],
-        rng: &mut Rng,
-        team: Team<'_, i64>,
-    ) {
-        let n = self as u64;
-        let Team {
-            pi,
-            scratch,
-            actions,
-            landed,
-        } = team;
-        if policy.is_multinomial() && is_tiny(n, actions.len(), landed.len()) {
-            let pi = policy.mean_action(cell, pi);
-            play_tiny(rng, n, pi, prob, actions, landed);
-        } else {
-            policy.sample(cell, n, rng, pi, scratch, actions);
-            multinomial_rows(rng, actions, prob, scratch, landed);
-        }
+    #[inline]
+    fn play<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng, work: &mut Work) {
+        teams::draw(policy, teams, rng, work);
     }
 
     #[inline]
@@ -124,23 +97,30 @@ impl Mass for f64 {
         self
     }
 
-    #[inline(always)]
-    fn play<P: TeamPolicy>(
-        self,
-        policy: &P,
-        cell: Cell,
-        prob: &[f64],
-        _rng: &mut Rng,
-        team: Team<'_, f64>,
-    ) {
-        self.spread(policy.mean_action(cell, team.pi), team.actions);
-        for (&mass, row) in team
-            .actions
-            .iter()
-            .zip(prob.chunks_exact(team.landed.len()))
-        {
-            if mass > 0.0 {
-                mass.spread(row, team.landed);
+    #[inline]
+    fn play<P: TeamPolicy>(policy: &P, teams: Teams<'_, f64>, _: &mut BlockRng, work: &mut Work) {
+        let Teams {
+            cells,
+            degrees,
+            mut prob,
+            actions,
+            mut landed,
+        } = teams;
+        let width = actions.len() / cells.len().max(1);
+        work.mean_actions(policy, cells, width);
+        let teams = actions
+            .chunks_exact_mut(width)
+            .zip(work.pi.chunks_exact(width));
+        for ((team, pi), (&(_, mass), &degree)) in teams.zip(cells.iter().zip(degrees)) {
+            mass.spread(pi, team);
+            let out;
+            (out, landed) = landed.split_at_mut(degree as usize);
+            let rows;
+            (rows, prob) = prob.split_at(width * degree as usize);
+            for (&mass, row) in team.iter().zip(rows.chunks_exact(degree as usize)) {
+                if mass > 0.0 {
+                    mass.spread(row, out);
+                }
             }
         }
     }
@@ -167,19 +147,6 @@ impl Mass for f64 {
         }
         Ok(())
     }
-}
-
-/// Where the team of one state is played.
-#[derive(Debug)]
-pub struct Team<'a, T> {
-    /// Scratch memory (A,).
-    pub pi: &'a mut [f64],
-    /// Scratch memory of the sampler.
-    pub scratch: &'a mut Scratch,
-    /// The team action c(s, .) (A,), zero on arrival.
-    pub actions: &'a mut [T],
-    /// How many go to each neighbour (K,), zero on arrival.
-    pub landed: &'a mut [T],
 }
 
 /// Helpers of the two implementations.
@@ -217,6 +184,9 @@ pub struct Population<T> {
     counts: Vec<T>,
     /// mu = n / N, after [`Population::finish`].
     densities: Vec<f64>,
+    /// Whether anybody was added to a state, in bytes: neighbours do not wait for each other.
+    occupied: Vec<u8>,
+    /// The same in bits, after [`Population::finish`]; until then, all ones for blocks in `blocks`.
     words: Vec<u64>,
     /// Blocks with an occupied state; ascending after [`Population::finish`].
     blocks: Vec<u32>,
@@ -225,10 +195,12 @@ pub struct Population<T> {
 impl<T: Mass> Population<T> {
     /// No agents in `states` states.
     pub fn empty(states: usize) -> Self {
+        let blocks = states.div_ceil(BLOCK);
         Population {
             counts: vec![T::default(); states],
             densities: vec![0.0; states],
-            words: vec![0; states.div_ceil(BLOCK)],
+            occupied: vec![0; blocks * BLOCK],
+            words: vec![0; blocks],
             blocks: Vec::new(),
         }
     }
@@ -266,39 +238,52 @@ impl<T: Mass> Population<T> {
         const MANY: u32 = 16;
         while let Some(block) = self.blocks.pop() {
             let occupied = self.occupied(block);
+            let start = block as usize * BLOCK;
             if occupied.word.count_ones() < MANY {
                 for s in occupied {
                     self.counts[s] = T::default();
                     self.densities[s] = 0.0;
                 }
             } else {
-                let start = block as usize * BLOCK;
                 let end = (start + BLOCK).min(self.counts.len());
                 self.counts[start..end].fill(T::default());
                 self.densities[start..end].fill(0.0);
             }
+            self.occupied[start..][..BLOCK].fill(0);
             self.words[block as usize] = 0;
         }
     }
 
-    /// Adds `mass` to state `s`. Call [`Population::finish`] after the last.
-    #[inline]
-    pub fn add(&mut self, s: usize, mass: T) {
-        let word = &mut self.words[s / BLOCK];
-        let before = *word;
-        // no branch on the mass where blocks are occupied anyway: it is hard to predict
-        *word |= u64::from(mass != T::default()) << (s % BLOCK);
-        if before == 0 && *word != 0 {
-            self.blocks.push((s / BLOCK) as u32);
+    /// Adds `masses` to the states of `row`. Call [`Population::finish`] after the last.
+    #[inline(always)]
+    pub fn add(&mut self, row: &[u32], masses: &[T]) {
+        let Population {
+            counts,
+            occupied,
+            words,
+            blocks,
+            ..
+        } = self;
+        let (counts, occupied, words) = (&mut counts[..], &mut occupied[..], &mut words[..]);
+        for (&y, &mass) in row.iter().zip(masses) {
+            let (s, block) = (y as usize, y as usize / BLOCK);
+            // no branch on the mass where blocks are occupied anyway: it is hard to predict
+            let some = mass != T::default();
+            counts[s] += mass;
+            occupied[s] |= u8::from(some);
+            if words[block] == 0 {
+                enter(some, block, words, blocks);
+            }
         }
-        self.counts[s] += mass;
     }
 
-    /// Restores the order of the blocks and computes the densities.
+    /// Finds the occupied states, restores the order of the blocks, and computes the densities.
     #[inline]
     pub fn finish(&mut self, total: T::Total) {
         self.blocks.sort_unstable();
+        let (blocks, _) = self.occupied.as_chunks::<BLOCK>();
         for &block in &self.blocks {
+            self.words[block as usize] = bits(&blocks[block as usize]);
             for s in self.occupied(block) {
                 self.densities[s] = self.counts[s].density(total);
             }
@@ -310,18 +295,40 @@ impl<T: Mass> Population<T> {
         self.clear();
         fill(&mut self.counts);
         let zero = T::default();
-        for (block, counts) in self.counts.chunks(BLOCK).enumerate() {
-            let mut word = 0u64;
-            for (i, &c) in counts.iter().enumerate() {
-                word |= u64::from(c != zero) << i;
+        let occupied = self.occupied.chunks_mut(BLOCK);
+        for ((block, counts), occupied) in self.counts.chunks(BLOCK).enumerate().zip(occupied) {
+            for (o, &c) in occupied.iter_mut().zip(counts) {
+                *o = u8::from(c != zero);
             }
-            self.words[block] = word;
-            if word != 0 {
+            if occupied.contains(&1) {
                 self.blocks.push(block as u32);
             }
         }
         self.finish(total);
     }
+}
+
+/// Notes a block that somebody enters.
+#[cold]
+#[inline(never)]
+fn enter(some: bool, block: usize, words: &mut [u64], blocks: &mut Vec<u32>) {
+    if some {
+        words[block] = u64::MAX;
+        blocks.push(block as u32);
+    }
+}
+
+/// One bit for each byte, 0 or 1.
+#[inline]
+fn bits(bytes: &[u8; BLOCK]) -> u64 {
+    let (words, _) = bytes.as_chunks::<8>();
+    let mut bits = 0;
+    for (i, &word) in words.iter().enumerate() {
+        // the product brings the lowest bits of the bytes side by side, to the highest byte
+        let byte = u64::from_le_bytes(word).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        bits |= byte << (8 * i);
+    }
+    bits
 }
 
 /// Iterator over the occupied states of a block.

@@ -3,9 +3,12 @@
 //!
 //! An address is a Philox4x32-10 counter under the key `seed` (Salmon et al., SC 2011). Two
 //! Philox blocks give the 256 bits that start a xoshiro256++ generator (Blackman and Vigna,
-//! ACM TOMS 47(4), 2021), from which the draws of one block of [`BLOCK`] states are taken in
-//! order of the states. The result does not depend on the number of threads, on how replicas
-//! are split over calls or machines, nor on what happened before that step.
+//! ACM TOMS 47(4), 2021): one [`Rng`] for what is drawn one after the other, eight in the lanes of
+//! a [`LaneRng`] for what is drawn in vectors, all of one block of [`BLOCK`] states. The result does
+//! not depend on the number of threads, on how replicas are split over calls or machines, on the
+//! instruction set, nor on what happened before that step.
+
+use crate::simd::{Eight, LANES, Simd, Word};
 
 /// Number of consecutive states that share a generator; also the unit of parallel work.
 pub const BLOCK: usize = 64;
@@ -43,17 +46,44 @@ impl Seed {
     /// The generator at an address. `step` must not exceed [`MAX_STEP`].
     #[inline]
     pub fn stream(self, purpose: Purpose, replica: u32, step: u64, block: u32) -> Rng {
+        Rng::start(self, Counter::new(purpose, replica, step, block))
+    }
+
+    /// The generators at an address, one and eight lanes: they share nothing. The one is that of
+    /// [`Seed::stream`].
+    #[inline]
+    pub fn block(self, purpose: Purpose, replica: u32, step: u64, block: u32) -> BlockRng {
+        BlockRng {
+            seed: self,
+            counter: Counter::new(purpose, replica, step, block),
+            lanes: None,
+            single: None,
+        }
+    }
+
+    #[inline]
+    fn key(self) -> [u32; 2] {
+        [self.0 as u32, (self.0 >> 32) as u32]
+    }
+}
+
+/// The Philox counters of an address.
+#[derive(Debug, Clone, Copy)]
+struct Counter([u32; 4]);
+
+impl Counter {
+    #[inline]
+    fn new(purpose: Purpose, replica: u32, step: u64, block: u32) -> Self {
         debug_assert!(step <= MAX_STEP);
         let high = (purpose as u32) << 16 | (step >> 32) as u32;
-        let key = [self.0 as u32, (self.0 >> 32) as u32];
-        let a = philox4x32_10([block, replica, step as u32, high], key);
-        let b = philox4x32_10([block, replica, step as u32, high | 1 << 24], key);
-        Rng::from_words([
-            join(a[0], a[1]),
-            join(a[2], a[3]),
-            join(b[0], b[1]),
-            join(b[2], b[3]),
-        ])
+        Counter([block, replica, step as u32, high])
+    }
+
+    /// The counter of the i-th Philox block, i < 256.
+    #[inline]
+    fn at(self, i: u32) -> [u32; 4] {
+        let [block, replica, step, high] = self.0;
+        [block, replica, step, high | i << 24]
     }
 }
 
@@ -82,6 +112,167 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
+/// One Philox4x32-10 block in each lane; a 32-bit number stands in each word.
+#[inline(always)]
+fn philox_lanes<W: Word>(counter: [W; 4], key: [u32; 2]) -> [W; 4] {
+    let [mut c0, mut c1, mut c2, mut c3] = counter;
+    let [mut k0, mut k1] = key;
+    for _ in 0..10 {
+        let p0 = c0.mul_low(c0.of(0xD251_1F53));
+        let p1 = c2.mul_low(c0.of(0xCD9E_8D57));
+        // only the low halves are read from here on
+        (c0, c1, c2, c3) = (
+            p1.shr::<32>() ^ c1 ^ c1.of(k0.into()),
+            p1,
+            p0.shr::<32>() ^ c3 ^ c3.of(k1.into()),
+            p0,
+        );
+        k0 = k0.wrapping_add(0x9E37_79B9);
+        k1 = k1.wrapping_add(0xBB67_AE85);
+    }
+    let low = c0.of(u32::MAX.into());
+    [c0 & low, c1 & low, c2 & low, c3 & low]
+}
+
+/// Eight xoshiro256++ generators side by side. None starts at zero, which it could not leave:
+/// Philox is a bijection, so its two blocks of a lane differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaneRng {
+    state: [Eight<u64>; 4],
+}
+
+impl LaneRng {
+    /// From the Philox blocks 2 and 3, 4 and 5, ..., two for each lane.
+    #[inline(always)]
+    fn start<S: Simd>(simd: S, seed: Seed, counter: Counter) -> Self {
+        let mut rng = LaneRng::default();
+        let [c0, c1, c2, _] = counter.at(0);
+        let (c0, c1, c2) = (
+            simd.word(c0.into()),
+            simd.word(c1.into()),
+            simd.word(c2.into()),
+        );
+        for half in 0..2 {
+            let last: Eight<u64> =
+                Eight([2, 4, 6, 8, 10, 12, 14, 16].map(|i| counter.at(i + half)[3].into()));
+            let [low, high] = [2 * half as usize, 2 * half as usize + 1];
+            for part in 0..S::PARTS {
+                let at = part * S::WIDTH;
+                let c3 = simd.load_words(&last.0[at..]);
+                let [x0, x1, x2, x3] = philox_lanes([c0, c1, c2, c3], seed.key());
+                (x0 | x1.shl::<32>()).store(&mut rng.state[low].0[at..]);
+                (x2 | x3.shl::<32>()).store(&mut rng.state[high].0[at..]);
+            }
+        }
+        rng
+    }
+
+    /// The generators of one part, to take words from.
+    #[inline(always)]
+    pub fn part<S: Simd>(&self, simd: S, part: usize) -> PartRng<S::Word> {
+        // no closure: see `Kernel`
+        let at = part * S::WIDTH;
+        let [s0, s1, s2, s3] = &self.state;
+        PartRng([
+            simd.load_words(&s0.0[at..]),
+            simd.load_words(&s1.0[at..]),
+            simd.load_words(&s2.0[at..]),
+            simd.load_words(&s3.0[at..]),
+        ])
+    }
+
+    /// Takes the generators of one part back.
+    #[inline(always)]
+    pub fn put_back<S: Simd>(&mut self, _: S, part: usize, rng: PartRng<S::Word>) {
+        for (state, word) in self.state.iter_mut().zip(rng.0) {
+            word.store(&mut state.0[part * S::WIDTH..]);
+        }
+    }
+
+    /// The generator of one lane, to take words from.
+    pub fn lane(&mut self, lane: usize) -> Lane<'_> {
+        Lane { rng: self, lane }
+    }
+}
+
+/// Where a block of states draws from: the generators of its address, made when first asked for.
+#[derive(Debug, Clone)]
+pub struct BlockRng {
+    seed: Seed,
+    counter: Counter,
+    lanes: Option<LaneRng>,
+    single: Option<Rng>,
+}
+
+impl BlockRng {
+    /// What is drawn in vectors.
+    #[inline(always)]
+    pub fn lanes<S: Simd>(&mut self, simd: S) -> &mut LaneRng {
+        let lanes = match self.lanes.take() {
+            Some(lanes) => lanes,
+            None => LaneRng::start(simd, self.seed, self.counter),
+        };
+        self.lanes.insert(lanes)
+    }
+
+    /// What is drawn one after the other.
+    #[inline]
+    pub fn single(&mut self) -> &mut Rng {
+        self.single
+            .get_or_insert_with(|| Rng::start(self.seed, self.counter))
+    }
+}
+
+/// One of eight generators.
+#[derive(Debug)]
+pub struct Lane<'a> {
+    rng: &'a mut LaneRng,
+    lane: usize,
+}
+
+impl Words for Lane<'_> {
+    fn next_word(&mut self) -> u64 {
+        debug_assert!(self.lane < LANES);
+        let mut rng = PartRng(self.rng.state.map(|words| words.0[self.lane]));
+        let word = rng.next();
+        for (state, word) in self.rng.state.iter_mut().zip(rng.0) {
+            state.0[self.lane] = word;
+        }
+        word
+    }
+}
+
+/// xoshiro256++ in each lane of a vector.
+#[derive(Debug, Clone, Copy)]
+pub struct PartRng<W>([W; 4]);
+
+impl<W: Word> PartRng<W> {
+    /// The next words.
+    #[inline(always)]
+    pub fn next(&mut self) -> W {
+        let [s0, s1, s2, s3] = self.0;
+        let sum = s0.plus(s3);
+        let result = (sum.shl::<23>() | sum.shr::<41>()).plus(s0);
+        let s2 = s2 ^ s0;
+        let s3 = s3 ^ s1;
+        self.0 = [
+            s0 ^ s3,
+            s1 ^ s2,
+            s2 ^ s1.shl::<17>(),
+            s3.shl::<45>() | s3.shr::<19>(),
+        ];
+        result
+    }
+
+    /// Uniform numbers in (0, 1), those of [`Words::open_uniform`].
+    #[inline(always)]
+    pub fn open_uniform(&mut self) -> W::Real {
+        let word = self.next();
+        let from_one = (word.shr::<12>() | W::of(word, 1023 << 52)).to_real();
+        from_one - (1.0 - 0.5 / (1u64 << 52) as f64)
+    }
+}
+
 /// A source of uniform 64-bit words. Implemented by [`Rng`] and by the test doubles that prove
 /// a path draws nothing.
 pub trait Words {
@@ -100,6 +291,19 @@ pub trait Words {
 pub struct Rng([u64; 4]);
 
 impl Rng {
+    /// From the Philox blocks 0 and 1.
+    #[inline]
+    fn start(seed: Seed, counter: Counter) -> Self {
+        let a = philox4x32_10(counter.at(0), seed.key());
+        let b = philox4x32_10(counter.at(1), seed.key());
+        Rng::from_words([
+            join(a[0], a[1]),
+            join(a[2], a[3]),
+            join(b[0], b[1]),
+            join(b[2], b[3]),
+        ])
+    }
+
     /// Starts from 256 bits; all zero, which the generator cannot leave, is replaced.
     #[inline]
     pub fn from_words(mut words: [u64; 4]) -> Self {

@@ -278,11 +278,11 @@ impl<T: Mass> Simulator<T> {
                 play.replica(b, replica, record, Work::Serial(workspace));
             };
             if threads == 1 {
-                let mut workspace = Workspace::new(play.model);
+                let mut workspace = Workspace::default();
                 jobs.into_iter().for_each(|job| serial(&mut workspace, job));
             } else {
                 jobs.into_par_iter()
-                    .for_each_init(|| Workspace::new(play.model), serial);
+                    .for_each_init(Workspace::default, serial);
             }
             for (b, (replica, record)) in rest {
                 play.replica(b, replica, record, Work::Blocks(flow));

@@ -7,7 +7,7 @@ use crate::math::exp_nonpositive;
 use crate::model::Model;
 use crate::network::{Networks, Reading};
 use crate::policy::{Cell, TeamPolicy};
-use crate::simd::{Kernel, dispatch};
+use crate::simd::{Kernel, Simd, dispatch};
 
 /// Neurons that are summed side by side. The sums of all instruction sets have this many parts.
 const LANES: usize = 8;
@@ -143,7 +143,7 @@ impl<F: Copy + Default + Into<f64>> Kernel for AtDensities<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Simd>(self, _: S) {
         let SoftmaxPolicy {
             states, actions, ..
         } = *self.policy;
@@ -167,7 +167,7 @@ impl<F: Copy + Default + Into<f64>> Kernel for Probabilities<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Simd>(self, _: S) {
         let Cell { state, density, .. } = self.cell;
         self.policy.probabilities(state, density, self.pi);
     }
@@ -178,13 +178,12 @@ impl<F: Copy + Default + Into<f64> + Sync> TeamPolicy for SoftmaxPolicy<'_, F> {
         self.reading.check(self.states, self.actions, model)
     }
 
-    fn mean_action<'a>(&'a self, cell: Cell, pi: &'a mut [f64]) -> &'a [f64] {
+    fn mean_action(&self, cell: Cell, pi: &mut [f64]) {
         dispatch(Probabilities {
             policy: self,
             cell,
-            pi: &mut *pi,
+            pi,
         });
-        pi
     }
 }
 

@@ -2,11 +2,11 @@
 //! with the weight mu(s) of Lemma 3.1 in the reward).
 
 use crate::model::{Fault, Model, ModelError};
-use crate::multinomial::Scratch;
-use crate::policy::{Cell, TeamPolicy};
-use crate::population::{Mass, Population, Team};
-use crate::rng::{BLOCK, Purpose, Rng, Seed};
-use crate::simd::{Kernel, dispatch};
+use crate::policy::{Cell, TeamPolicy, Work};
+use crate::population::{Mass, Population};
+use crate::rng::{BLOCK, Purpose, Seed};
+use crate::simd::{Kernel, Simd, dispatch};
+use crate::teams::Teams;
 
 /// What all blocks of one step of one replica share.
 #[derive(Clone, Copy)]
@@ -25,31 +25,22 @@ pub(crate) struct StepContext<'a, T: Mass, P> {
     pub time: usize,
 }
 
-/// Buffers of one worker.
+/// Buffers of one worker, for the occupied states of one block.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace<T> {
     mu: Vec<f64>,
+    /// P (A, |N_s|) of each state, one after the other; of `size` numbers.
     prob: Vec<f64>,
+    size: usize,
+    /// (states, A) at least.
     reward: Vec<f64>,
-    pi: Vec<f64>,
-    team: Vec<T>,
+    cells: Vec<(Cell, T)>,
+    degrees: Vec<u32>,
+    /// (states, A).
+    actions: Vec<T>,
+    /// (|N_s|,) of each state, one after the other.
     landed: Vec<T>,
-    scratch: Scratch,
-}
-
-impl<T: Mass> Workspace<T> {
-    pub(crate) fn new(model: &Model) -> Self {
-        let (degree, actions) = (model.max_degree(), model.n_actions);
-        Workspace {
-            mu: vec![0.0; degree],
-            prob: vec![0.0; degree * actions],
-            reward: vec![0.0; actions],
-            pi: vec![0.0; actions],
-            team: vec![T::default(); actions],
-            landed: vec![T::default(); degree],
-            scratch: Scratch::default(),
-        }
-    }
+    draws: Work,
 }
 
 /// Where one block writes what is recorded, each slice beginning at its first state or edge.
@@ -67,50 +58,102 @@ pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
     now: &Population<T>,
     block: u32,
     work: &mut Workspace<T>,
-    record: BlockRecord<'_, T>,
-    sink: impl FnMut(usize, &[u32], &[T]),
+    mut record: BlockRecord<'_, T>,
+    mut sink: impl FnMut(usize, &[u32], &[T]),
 ) -> Result<(), Box<ModelError>> {
-    let rng = context
-        .seed
-        .stream(Purpose::Step, context.replica, context.step, block);
-    let play = Play {
+    let StepContext { model, policy, .. } = *context;
+    let width = model.n_actions;
+    dispatch(Evaluate {
         context,
         now,
-        rng,
+        block,
         work,
-        record,
-        sink,
+    })?;
+    let Workspace {
+        prob,
+        size,
+        reward,
+        cells,
+        degrees,
+        actions,
+        landed,
+        draws,
+        ..
+    } = work;
+    actions.clear();
+    actions.resize(cells.len() * width, T::default());
+    landed.clear();
+    let prob = &prob[..*size];
+    landed.resize(prob.len() / width, T::default());
+    let mut rng = context
+        .seed
+        .block(Purpose::Step, context.replica, context.step, block);
+    let teams = Teams {
+        cells,
+        degrees,
+        prob,
+        actions,
+        landed,
     };
-    dispatch(Block { play, block })
+    T::play(policy, teams, &mut rng, draws);
+    let mut landed = landed.as_slice();
+    let teams = actions.chunks_exact(width).zip(reward.chunks_exact(width));
+    for ((&(cell, _), &degree), (team, reward)) in cells.iter().zip(&*degrees).zip(teams) {
+        let s = cell.state;
+        let i = s % BLOCK;
+        if let Some(out) = record.actions.as_deref_mut() {
+            out[i * width..][..width].copy_from_slice(team);
+        }
+        if let Some(out) = record.rewards.as_deref_mut() {
+            out[i] = T::team_reward(team, reward, model.allowed(s), context.total);
+        }
+        let arrivals;
+        (arrivals, landed) = landed.split_at(degree as usize);
+        sink(s, model.graph.row(s), arrivals);
+    }
+    Ok(())
 }
 
-/// One block, compiled for each instruction set.
-struct Block<'a, T: Mass, P, F> {
-    play: Play<'a, T, P, F>,
+/// Evaluates the local function of the occupied states of a block: compiled for each instruction
+/// set for the checks of what it wrote.
+struct Evaluate<'a, T: Mass, P> {
+    context: &'a StepContext<'a, T, P>,
+    now: &'a Population<T>,
     block: u32,
+    work: &'a mut Workspace<T>,
 }
 
-impl<T: Mass, P: TeamPolicy, F: FnMut(usize, &[u32], &[T])> Kernel for Block<'_, T, P, F> {
+impl<T: Mass, P> Kernel for Evaluate<'_, T, P> {
     type Output = Result<(), Box<ModelError>>;
 
     #[inline(always)]
-    fn run(self) -> Self::Output {
-        let Block { mut play, block } = self;
-        for s in play.now.occupied(block) {
-            let row = play.context.model.graph.row(s);
+    fn run<S: Simd>(self, _: S) -> Self::Output {
+        let Evaluate {
+            context,
+            now,
+            block,
+            work,
+        } = self;
+        work.cells.clear();
+        work.degrees.clear();
+        work.size = 0;
+        let mut raised = Ok(());
+        for s in now.occupied(block) {
+            let row = context.model.graph.row(s);
             // one copy of the code for each small |N_s|: its loops are unrolled
-            match row.len() {
-                2 => play.state(s, fixed::<2>(row))?,
-                3 => play.state(s, fixed::<3>(row))?,
-                4 => play.state(s, fixed::<4>(row))?,
-                5 => play.state(s, fixed::<5>(row))?,
-                6 => play.state(s, fixed::<6>(row))?,
-                7 => play.state(s, fixed::<7>(row))?,
-                8 => play.state(s, fixed::<8>(row))?,
-                _ => play.state(s, row)?,
+            raised = match row.len() {
+                2 => work.evaluate(context, now, s, fixed::<2>(row)),
+                3 => work.evaluate(context, now, s, fixed::<3>(row)),
+                4 => work.evaluate(context, now, s, fixed::<4>(row)),
+                5 => work.evaluate(context, now, s, fixed::<5>(row)),
+                _ => work.evaluate(context, now, s, row),
+            };
+            if raised.is_err() {
+                break;
             }
         }
-        Ok(())
+        work.check(context, now)?;
+        raised
     }
 }
 
@@ -120,85 +163,92 @@ fn fixed<const K: usize>(row: &[u32]) -> &[u32] {
     row.first_chunk::<K>().map_or(row, |row| row)
 }
 
-/// One block of one step.
-struct Play<'a, T: Mass, P, F> {
-    context: &'a StepContext<'a, T, P>,
-    now: &'a Population<T>,
-    rng: Rng,
-    work: &'a mut Workspace<T>,
-    record: BlockRecord<'a, T>,
-    sink: F,
-}
-
-impl<T: Mass, P: TeamPolicy, F: FnMut(usize, &[u32], &[T])> Play<'_, T, P, F> {
+impl<T: Mass> Workspace<T> {
     #[inline(always)]
-    fn state(&mut self, s: usize, row: &[u32]) -> Result<(), Box<ModelError>> {
-        let StepContext {
-            model,
-            policy,
-            total,
-            ..
-        } = *self.context;
-        let densities = self.now.densities();
-        let (actions, degree) = (model.n_actions, row.len());
-        let Workspace {
-            mu,
-            prob,
-            reward,
-            pi,
-            team,
-            landed,
-            scratch,
-        } = &mut *self.work;
-        let (mu, prob) = (&mut mu[..degree], &mut prob[..actions * degree]);
+    fn evaluate<P>(
+        &mut self,
+        context: &StepContext<'_, T, P>,
+        now: &Population<T>,
+        s: usize,
+        row: &[u32],
+    ) -> Result<(), Box<ModelError>> {
+        let (model, densities) = (context.model, now.densities());
+        let width = model.n_actions;
+        if self.mu.len() < row.len() {
+            self.mu.resize(row.len(), 0.0);
+        }
+        let mu = &mut self.mu[..row.len()];
         for (m, &y) in mu.iter_mut().zip(row) {
             *m = densities[y as usize];
         }
-        if let Err(fault) = model.local(s, mu, prob, reward) {
-            return Err(self.context.error(fault, s, mu));
+        // grown, never cleared: `Model::local` does that where it writes
+        let (first, i) = (self.size, self.cells.len() * width);
+        self.size += width * row.len();
+        if self.prob.len() < self.size {
+            self.prob.resize(self.size, 0.0);
+        }
+        if self.reward.len() < i + width {
+            self.reward.resize(i + width, 0.0);
+        }
+        let prob = &mut self.prob[first..self.size];
+        let reward = &mut self.reward[i..][..width];
+        if let Err(fault) = model.write(s, mu, prob, reward) {
+            self.size = first;
+            return Err(context.error(fault, s, now));
         }
         let cell = Cell {
-            replica: self.context.local_replica,
-            time: self.context.time,
+            replica: context.local_replica,
+            time: context.time,
             state: s,
             density: densities[s],
         };
-        let landed = &mut landed[..degree];
-        team.fill(T::default());
-        landed.fill(T::default());
-        self.now.counts()[s].play(
-            policy,
-            cell,
-            prob,
-            &mut self.rng,
-            Team {
-                pi,
-                scratch,
-                actions: team,
-                landed,
-            },
-        );
-        let i = s % BLOCK;
-        if let Some(out) = self.record.actions.as_deref_mut() {
-            out[i * actions..][..actions].copy_from_slice(team);
+        self.cells.push((cell, now.counts()[s]));
+        self.degrees.push(row.len() as u32);
+        Ok(())
+    }
+
+    /// Checks what was written, all of the block at the end: to read numbers together that have just
+    /// been stored one by one is slow.
+    #[inline(always)]
+    fn check<P>(
+        &self,
+        context: &StepContext<'_, T, P>,
+        now: &Population<T>,
+    ) -> Result<(), Box<ModelError>> {
+        let model = context.model;
+        let width = model.n_actions;
+        let (mut prob, range) = (self.prob.as_slice(), model.reward_range);
+        let states = self.cells.iter().zip(&self.degrees);
+        for (((cell, _), &degree), reward) in states.zip(self.reward.chunks_exact(width)) {
+            let (s, degree) = (cell.state, degree as usize);
+            let own;
+            (own, prob) = prob.split_at(width * degree);
+            // one copy of the code for each small |N_s|: its loops are unrolled
+            let checked = match degree {
+                2 => model.check(range, s, 2, own, reward),
+                3 => model.check(range, s, 3, own, reward),
+                4 => model.check(range, s, 4, own, reward),
+                5 => model.check(range, s, 5, own, reward),
+                _ => model.check(range, s, degree, own, reward),
+            };
+            if let Err(fault) = checked {
+                return Err(context.error(fault, s, now));
+            }
         }
-        if let Some(out) = self.record.rewards.as_deref_mut() {
-            out[i] = T::team_reward(team, reward, model.allowed(s), total);
-        }
-        (self.sink)(s, row, landed);
         Ok(())
     }
 }
 
 impl<T: Mass, P> StepContext<'_, T, P> {
     #[cold]
-    fn error(&self, fault: Fault, state: usize, mu: &[f64]) -> Box<ModelError> {
+    fn error(&self, fault: Fault, state: usize, now: &Population<T>) -> Box<ModelError> {
+        let row = self.model.graph.row(state).iter();
         Box::new(ModelError {
             fault,
             replica: self.local_replica,
             step: Some(self.step),
             state,
-            mu: mu.to_vec(),
+            mu: row.map(|&y| now.densities()[y as usize]).collect(),
         })
     }
 }

@@ -1,124 +1,259 @@
-//! Tiny teams: the action and the next state of each agent are drawn together.
+//! Tiny teams: the action and the next state of each agent are drawn together, one agent in each
+//! lane.
 //!
 //! The law is that of a multinomial team action, Eq. (3.2), followed by the multinomials of its
-//! rows, Eq. (2.7): agents of a team are independent given the densities. Only the rows that are
-//! used are added up, and nothing branches on where the agents go.
+//! rows, Eq. (2.7): agents of a team are independent given the densities.
 
-use crate::multinomial::Uniform;
-use crate::rng::Words;
+use crate::rng::{BlockRng, LaneRng};
+use crate::simd::{Eight, Kernel, LANES, Real, Simd, dispatch};
 
-/// Whether a team is drawn agent by agent; the bounds were measured on the whole step.
-#[inline]
-pub(crate) fn is_tiny(n: u64, actions: usize, degree: usize) -> bool {
-    n <= 16 && (2..=8).contains(&actions) && degree <= 8
+/// Most agents of a tiny team; measured on the whole step.
+const MOST: i64 = 16;
+
+/// Room for the agents of a team.
+const ROOM: usize = MOST as usize;
+
+/// Most actions, and most neighbours, of a tiny team.
+const WIDEST: usize = 8;
+
+/// Whether a team is drawn agent by agent.
+#[inline(always)]
+pub(crate) fn is_tiny(n: i64, actions: usize, degree: u32) -> bool {
+    n <= MOST && actions <= WIDEST && degree as usize <= WIDEST
 }
 
-/// Draws actions by `pi` (A,) and next states by `prob` (A, K) for `n` agents; adds them to
-/// `actions` (A,) and `landed` (K,). Only where [`is_tiny`] says so.
-#[inline(always)]
-pub(crate) fn play_tiny<R: Words>(
-    rng: &mut R,
-    n: u64,
-    pi: &[f64],
-    prob: &[f64],
-    actions: &mut [i64],
-    landed: &mut [i64],
+/// One team: how many agents, and where its rows begin.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Team {
+    pub n: u32,
+    /// |N_s|.
+    pub degree: u32,
+    /// In `pi` and `actions`.
+    pub actions: u32,
+    /// In `prob`.
+    pub prob: u32,
+    /// In `landed`.
+    pub landed: u32,
+}
+
+/// Scratch memory, sized on first use and reused.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Scratch {
+    /// Index of the team of each agent.
+    agents: Vec<u32>,
+    /// Where the row of its action begins.
+    rows: Vec<u32>,
+    uniforms: Vec<Eight<f64>>,
+    /// How often each choice was made up to each agent: a byte for each choice, modulo 2^64. To
+    /// count in memory would be slow, since an agent often counts where the one before did.
+    sums: Vec<u64>,
+}
+
+/// The laws and the results of a block of states.
+#[derive(Debug)]
+pub(crate) struct Arrays<'a> {
+    /// pi (A,) of each state.
+    pub pi: &'a [f64],
+    /// P (A, |N_s|) of each state.
+    pub prob: &'a [f64],
+    /// The team action (A,) of each state.
+    pub actions: &'a mut [i64],
+    /// How many go to each neighbour (|N_s|,) of each state.
+    pub landed: &'a mut [i64],
+}
+
+/// Draws actions and next states of all agents of `teams`; `width` is the number of actions.
+pub(crate) fn play_tiny(
+    rng: &mut BlockRng,
+    teams: &[Team],
+    width: usize,
+    arrays: Arrays<'_>,
+    scratch: &mut Scratch,
 ) {
-    // one copy of the code for each small A: its loops are unrolled
-    match pi.len() {
-        2 => play::<R, 2>(rng, n, pi, prob, actions, landed),
-        3 => play::<R, 3>(rng, n, pi, prob, actions, landed),
-        4 => play::<R, 4>(rng, n, pi, prob, actions, landed),
-        5 => play::<R, 5>(rng, n, pi, prob, actions, landed),
-        6 => play::<R, 6>(rng, n, pi, prob, actions, landed),
-        7 => play::<R, 7>(rng, n, pi, prob, actions, landed),
-        _ => play::<R, 8>(rng, n, pi, prob, actions, landed),
+    dispatch(PlayTiny {
+        rng,
+        teams,
+        width,
+        arrays,
+        scratch,
+    });
+}
+
+struct PlayTiny<'a> {
+    rng: &'a mut BlockRng,
+    teams: &'a [Team],
+    width: usize,
+    arrays: Arrays<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for PlayTiny<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let PlayTiny {
+            rng,
+            teams,
+            width,
+            arrays,
+            scratch,
+        } = self;
+        play(simd, rng.lanes(simd), teams, width, arrays, scratch);
     }
 }
 
 #[inline(always)]
-fn play<R: Words, const A: usize>(
-    rng: &mut R,
-    n: u64,
-    pi: &[f64],
-    prob: &[f64],
-    actions: &mut [i64],
-    landed: &mut [i64],
+fn play<S: Simd>(
+    simd: S,
+    rng: &mut LaneRng,
+    teams: &[Team],
+    width: usize,
+    arrays: Arrays<'_>,
+    scratch: &mut Scratch,
 ) {
-    let (pi, actions, degree) = (&pi[..A], &mut actions[..A], landed.len());
-    for _ in 0..n {
-        let a = choose(rng, pi);
-        actions[a] += 1;
-        landed[choose(rng, &prob[a * degree..][..degree])] += 1;
+    let Arrays {
+        pi,
+        prob,
+        actions,
+        landed,
+    } = arrays;
+    let Scratch {
+        agents,
+        rows,
+        uniforms,
+        sums,
+    } = scratch;
+    // all that a team may have, and back to what it has: no branch on its size
+    agents.resize((teams.len() * ROOM).max(agents.len()), 0);
+    let mut len = 0;
+    for (i, team) in teams.iter().enumerate() {
+        agents[len..][..ROOM].copy_from_slice(&[i as u32; ROOM]);
+        len += (team.n as usize).min(ROOM);
+    }
+    let agents = &agents[..len];
+    rows.resize(len.max(rows.len()), 0);
+    sums.resize((len + 1).max(sums.len()), 0);
+    let groups = len.div_ceil(LANES);
+    uniforms.resize(groups.max(uniforms.len()), Eight::default());
+    fill(simd, rng, &mut uniforms[..groups]);
+    // one copy of the code for each width: its loops are unrolled
+    match width {
+        1 => act::<1>(teams, agents, uniforms, pi, sums, rows),
+        2 => act::<2>(teams, agents, uniforms, pi, sums, rows),
+        3 => act::<3>(teams, agents, uniforms, pi, sums, rows),
+        4 => act::<4>(teams, agents, uniforms, pi, sums, rows),
+        5 => act::<5>(teams, agents, uniforms, pi, sums, rows),
+        6 => act::<6>(teams, agents, uniforms, pi, sums, rows),
+        7 => act::<7>(teams, agents, uniforms, pi, sums, rows),
+        _ => act::<8>(teams, agents, uniforms, pi, sums, rows),
+    }
+    let mut first = 0;
+    for team in teams {
+        let n = team.n as usize;
+        let counts = sums[first + n].wrapping_sub(sums[first]);
+        unpack(counts, &mut actions[team.actions as usize..][..width]);
+        first += n;
+    }
+    fill(simd, rng, &mut uniforms[..groups]);
+    let mut sum = 0u64;
+    let chosen = agents.chunks(LANES).zip(rows.chunks(LANES)).zip(&*uniforms);
+    for (((agents, rows), uniforms), sums) in chosen.zip(sums[1..].chunks_mut(LANES)) {
+        let chosen = agents.iter().zip(rows).zip(&uniforms.0).zip(sums);
+        for (((&i, &row), &u), place) in chosen {
+            let row = &prob[row as usize..];
+            let next = match teams[i as usize].degree {
+                1 => 0,
+                2 => choose::<2>(u, row),
+                3 => choose::<3>(u, row),
+                4 => choose::<4>(u, row),
+                5 => choose::<5>(u, row),
+                6 => choose::<6>(u, row),
+                7 => choose::<7>(u, row),
+                _ => choose::<8>(u, row),
+            };
+            sum = sum.wrapping_add(1 << (8 * next));
+            *place = sum;
+        }
+    }
+    let mut first = 0;
+    for team in teams {
+        let n = team.n as usize;
+        let counts = sums[first + n].wrapping_sub(sums[first]);
+        unpack(
+            counts,
+            &mut landed[team.landed as usize..][..team.degree as usize],
+        );
+        first += n;
     }
 }
 
-/// One draw from the distribution proportional to `weights`: the number of cumulative weights,
-/// but the last, that one uniform below the total reaches. A weight of zero is never hit.
+/// Writes the bytes of `counts`.
 #[inline(always)]
-fn choose<R: Words>(rng: &mut R, weights: &[f64]) -> usize {
+fn unpack(counts: u64, out: &mut [i64]) {
+    for (j, o) in out.iter_mut().enumerate() {
+        *o = (counts >> (8 * j % 64) & 0xFF) as i64;
+    }
+}
+
+/// Uniform numbers in (0, 1), one after the other in each lane.
+#[inline(always)]
+fn fill<S: Simd>(simd: S, rng: &mut LaneRng, out: &mut [Eight<f64>]) {
+    for part in 0..S::PARTS {
+        let mut words = rng.part(simd, part);
+        for out in &mut *out {
+            words.open_uniform().store(&mut out.0[part * S::WIDTH..]);
+        }
+        rng.put_back(simd, part, words);
+    }
+}
+
+/// Draws the action of each agent.
+#[inline(always)]
+fn act<const A: usize>(
+    teams: &[Team],
+    agents: &[u32],
+    uniforms: &[Eight<f64>],
+    pi: &[f64],
+    sums: &mut [u64],
+    rows: &mut [u32],
+) {
+    let mut sum = 0u64;
+    sums[0] = 0;
+    let groups = agents
+        .chunks(LANES)
+        .zip(rows.chunks_mut(LANES))
+        .zip(uniforms);
+    for (((agents, rows), uniforms), sums) in groups.zip(sums[1..].chunks_mut(LANES)) {
+        let agents = agents.iter().zip(rows).zip(&uniforms.0).zip(sums);
+        for (((&i, row), &u), place) in agents {
+            let team = teams[i as usize];
+            let action = choose::<A>(u, &pi[team.actions as usize..]);
+            sum = sum.wrapping_add(1 << (8 * action));
+            *place = sum;
+            *row = team.prob + action as u32 * team.degree;
+        }
+    }
+}
+
+/// The draw that a uniform number u makes from the distribution proportional to K weights: the
+/// number of cumulative weights, but the last, that u times the total reaches. A weight of zero is
+/// never hit: the product stays below the total, since u is at most 1 - 2^-53.
+#[inline(always)]
+fn choose<const K: usize>(u: f64, weights: &[f64]) -> usize {
+    let Some(weights) = weights.first_chunk::<K>() else {
+        return 0;
+    };
+    let mut limits = [0.0; K];
     let mut total = 0.0;
-    for &w in weights {
+    for (limit, &w) in limits.iter_mut().zip(weights) {
         total += w;
+        *limit = total;
     }
-    let x = Uniform::new(total).draw(rng);
-    let mut limit = 0.0;
-    let mut above = 0;
-    for &w in &weights[..weights.len() - 1] {
-        limit += w;
-        above += usize::from(x >= limit);
+    let x = u * total;
+    let mut reached = 0;
+    for &limit in &limits[..K - 1] {
+        reached += usize::from(x >= limit);
     }
-    above
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Words that reach both ends of the unit interval, over and over.
-    struct Ends<'a>(std::iter::Cycle<std::slice::Iter<'a, u64>>);
-
-    impl Words for Ends<'_> {
-        fn next_word(&mut self) -> u64 {
-            *self.0.next().unwrap_or(&0)
-        }
-    }
-
-    fn row(width: usize) -> impl Strategy<Value = Vec<f64>> {
-        let weight = prop_oneof![Just(0.0), Just(1e-310), 0.0..1.0];
-        prop::collection::vec(weight, width).prop_map(|mut row| {
-            let last = row.len() - 1;
-            if row.iter().sum::<f64>() < 1e-3 {
-                row[last / 2] = 1.0;
-            }
-            let total: f64 = row.iter().sum();
-            row.iter_mut().for_each(|w| *w /= total);
-            row
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn agents_are_conserved_and_never_go_where_the_probability_is_zero(
-            (n, pi, prob) in (1u64..=16, 2usize..=8, 1usize..=8).prop_flat_map(|(n, a, k)| {
-                (Just(n), row(a), prop::collection::vec(row(k), a))
-            }),
-            words in prop::collection::vec(prop_oneof![Just(0), Just(u64::MAX), any::<u64>()], 1..40),
-        ) {
-            prop_assert!(is_tiny(n, pi.len(), prob[0].len()));
-            let (mut actions, mut landed) = (vec![0; pi.len()], vec![0; prob[0].len()]);
-            let mut rng = Ends(words.iter().cycle());
-            play_tiny(&mut rng, n, &pi, &prob.concat(), &mut actions, &mut landed);
-            prop_assert_eq!(actions.iter().sum::<i64>(), n as i64);
-            prop_assert_eq!(landed.iter().sum::<i64>(), n as i64);
-            for (a, &c) in actions.iter().enumerate() {
-                prop_assert!(c == 0 || pi[a] > 0.0);
-            }
-            for (j, &m) in landed.iter().enumerate() {
-                let reached = (0..pi.len()).any(|a| actions[a] > 0 && prob[a][j] > 0.0);
-                prop_assert!(m == 0 || reached);
-            }
-        }
-    }
+    reached
 }

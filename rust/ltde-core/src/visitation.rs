@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::error::{Result, value_error};
 use crate::initial::DrawAddress;
-use crate::math::{floor, ln};
+use crate::math::ln;
 use crate::play::{FirstFault, Replica, Work, play_step};
 use crate::policy::TeamPolicy;
 use crate::population::Mass;
@@ -54,7 +54,7 @@ pub fn geometric(rng: &mut Rng, gamma: f64) -> u64 {
         let u = rng.open_uniform();
         if u >= TAIL {
             exponential -= ln(u);
-            return floor(exponential / -ln(gamma)) as u64;
+            return (exponential / -ln(gamma)) as u64;
         }
         exponential -= ln(TAIL);
     }
@@ -119,7 +119,7 @@ impl<T: Mass> Simulator<T> {
             .pool
             .as_ref()
             .map_or(1, ThreadPool::current_num_threads);
-        let make = || (Replica::empty(states), Workspace::new(&self.model));
+        let make = || (Replica::empty(states), Workspace::default());
         watch.run(self.pool.as_ref(), || {
             let serial = |(replica, workspace): &mut (Replica<T>, Workspace<T>), episode| {
                 self.play_episode(

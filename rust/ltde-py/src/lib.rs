@@ -30,7 +30,7 @@ mod _core {
     /// The instruction set that the core was found to have.
     #[pyfunction]
     fn instruction_set() -> &'static str {
-        ltde_core::simd::instruction_set()
+        ltde_core::simd::instruction_set().name()
     }
 
     #[pymodule_init]

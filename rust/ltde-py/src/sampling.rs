@@ -1,8 +1,8 @@
 //! The samplers by themselves: what the statistical tests and the benchmarks call.
 
 use ltde_core::binomial::MAX_COUNT;
-use ltde_core::multinomial::{Scratch, multinomial_add, normalize};
-use ltde_core::rng::{Purpose, Seed};
+use ltde_core::multinomial::{Row, Scratch, draw_rows, normalize};
+use ltde_core::rng::{BLOCK, Purpose, Seed};
 use numpy::{PyReadonlyArray1, PyReadwriteArray1, PyReadwriteArray2, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
@@ -66,10 +66,28 @@ pub(crate) fn multinomial(
     let out = out.as_slice_mut()?;
     leave(py, || {
         normalize(&mut weights)?;
-        let mut rng = Seed(seed).stream(Purpose::Sample, 0, 0, 0);
+        if n == 0 {
+            return Ok(());
+        }
+        let mut rng = Seed(seed).block(Purpose::Sample, 0, 0, 0);
         let mut scratch = Scratch::default();
-        for row in out.chunks_exact_mut(weights.len()) {
-            multinomial_add(&mut rng, n, &weights, &mut scratch, row);
+        let width = weights.len();
+        let rows: Vec<Row> = (0..BLOCK)
+            .map(|i| Row {
+                n: n as i64,
+                weights: 0,
+                out: i * width,
+                width: width as u32,
+            })
+            .collect();
+        for out in out.chunks_mut(BLOCK * width) {
+            draw_rows(
+                &mut rng,
+                &rows[..out.len() / width],
+                &weights,
+                &mut scratch,
+                out,
+            );
         }
         Ok(())
     })

@@ -1,0 +1,380 @@
+//! Multinomial draws of many agents: a chain of binomials along each row, the same link of many
+//! rows in vectors.
+//!
+//! Conditional probabilities come from suffix sums taken backwards, so that a category of weight
+//! zero is never hit and rows that sum to 1 +- eps are renormalised (no `1 - running sum`). Most
+//! candidates of the rejection are accepted at once by the first squeeze. The others are compacted
+//! into a queue for the second; those that it leaves open, into one for the exact test; and those
+//! that are rejected, into one for the next attempt.
+
+use crate::binomial::{Btrs, MAX_ATTEMPTS, REJECTION_FROM, inversion};
+use crate::math::ln;
+use crate::multinomial::Row;
+use crate::rng::LaneRng;
+use crate::simd::{Eight, LANES, Mask, Real, Simd, Word};
+
+/// Most rows that are drawn together.
+const TILE: usize = 320;
+
+/// Scratch memory, sized on first use and reused.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Scratch {
+    rows: Rows,
+    waiting: Waiting,
+}
+
+/// The rows of a tile side by side, in groups of eight.
+#[derive(Debug, Default, Clone)]
+struct Rows {
+    groups: usize,
+    /// Agents without a category yet, (groups,).
+    left: Vec<Eight<f64>>,
+    /// Weights and suffix sums, (width, groups) and (width + 1, groups).
+    weights: Vec<Eight<f64>>,
+    tails: Vec<Eight<f64>>,
+    /// What is drawn: how often the rarer outcome comes, and 1 where that is to go elsewhere.
+    drawn: Vec<Eight<f64>>,
+    flipped: Vec<Eight<f64>>,
+    /// How many go to the category at hand, and to later ones, as integers.
+    counts: Vec<Eight<i64>>,
+    rest: Vec<Eight<i64>>,
+}
+
+/// Binomials that wait, each with the index of its row.
+#[derive(Debug, Default, Clone)]
+struct Waiting {
+    /// n, p, q of inversions.
+    small: Queue<4>,
+    /// n, p, q of rejections with a candidate, its u_s and v.
+    tested: Queue<7>,
+    /// The same with a candidate and the logarithm of its height under the hat.
+    open: Queue<6>,
+    /// n, p, q of rejections without a candidate.
+    retried: Queue<4>,
+}
+
+/// Entries that wait, field by field.
+#[derive(Debug, Clone)]
+struct Queue<const N: usize> {
+    len: usize,
+    fields: Box<[[f64; TILE + LANES]; N]>,
+}
+
+impl<const N: usize> Default for Queue<N> {
+    fn default() -> Self {
+        Queue {
+            len: 0,
+            fields: Box::new([[0.0; TILE + LANES]; N]),
+        }
+    }
+}
+
+impl<const N: usize> Queue<N> {
+    /// Appends the lanes where the mask holds.
+    #[inline(always)]
+    fn push<V: Real>(&mut self, mask: V::Mask, values: [V; N]) {
+        let at = self.len.min(TILE);
+        let mut many = 0;
+        for (field, value) in self.fields.iter_mut().zip(values) {
+            many = value.compress(mask, &mut field[at..]);
+        }
+        self.len = at + many;
+    }
+
+    /// The entries from `i` on, and which lanes hold one.
+    #[inline(always)]
+    fn at<S: Simd>(&self, simd: S, i: usize) -> ([S::Real; N], <S::Real as Real>::Mask) {
+        // no closure: see `Kernel`
+        let at = i.min(TILE);
+        let mut values = [simd.real(0.0); N];
+        for (value, field) in values.iter_mut().zip(&*self.fields) {
+            *value = simd.load(&field[at..]);
+        }
+        (values, indices(simd, i).lt(simd.real(self.len as f64)))
+    }
+}
+
+/// i, i + 1, ...
+#[inline(always)]
+fn indices<S: Simd>(simd: S, i: usize) -> S::Real {
+    const FROM_ZERO: [f64; LANES] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+    simd.load(&FROM_ZERO) + i as f64
+}
+
+/// Adds a draw of every row to `out`.
+#[inline(always)]
+pub(crate) fn draw<S: Simd>(
+    simd: S,
+    rng: &mut LaneRng,
+    rows: &[Row],
+    weights: &[f64],
+    scratch: &mut Scratch,
+    out: &mut [i64],
+) {
+    let Scratch {
+        rows: tile,
+        waiting,
+    } = scratch;
+    for rows in rows.chunks(TILE) {
+        let width = tile.arrange(rows, weights);
+        for j in 0..width - 1 {
+            tile.link(simd, rng, j, waiting);
+            tile.add(rows, j, out);
+        }
+        tile.counts.clone_from(&tile.rest);
+        tile.add(rows, width - 1, out);
+    }
+}
+
+/// Writes the values where the mask holds to the rows of these indices; `drawn` ends with a group
+/// for the others: to branch would be slower.
+#[inline(always)]
+fn put<S: Simd>(
+    simd: S,
+    mask: <S::Real as Real>::Mask,
+    index: S::Real,
+    values: S::Real,
+    drawn: &mut [Eight<f64>],
+) {
+    let nowhere = simd.real(((drawn.len() - 1) * LANES) as f64);
+    let (mut to, mut what) = ([0.0; LANES], [0.0; LANES]);
+    S::Real::select(mask, index, nowhere).store(&mut to);
+    values.store(&mut what);
+    for (to, what) in to.iter().zip(what).take(S::WIDTH) {
+        let row = *to as i64 as usize;
+        drawn[row / LANES].0[row % LANES] = what;
+    }
+}
+
+impl Rows {
+    /// Arranges the rows of a tile; returns their largest width.
+    #[inline(always)]
+    fn arrange(&mut self, rows: &[Row], weights: &[f64]) -> usize {
+        const ZERO: Eight<f64> = Eight([0.0; LANES]);
+        let width = rows.iter().map(|row| row.width as usize).max().unwrap_or(1);
+        let groups = rows.len().div_ceil(LANES);
+        self.groups = groups;
+        for (numbers, len) in [
+            (&mut self.left, groups),
+            (&mut self.weights, width * groups),
+            (&mut self.tails, (width + 1) * groups),
+            (&mut self.drawn, groups + 1),
+            (&mut self.flipped, groups),
+        ] {
+            numbers.clear();
+            numbers.resize(len, ZERO);
+        }
+        for counts in [&mut self.counts, &mut self.rest] {
+            counts.resize(groups, Eight([0; LANES]));
+        }
+        for (i, row) in rows.iter().enumerate() {
+            let (group, lane) = (i / LANES, i % LANES);
+            self.left[group].0[lane] = row.n as f64;
+            let weights = &weights[row.weights..][..row.width as usize];
+            for (column, &w) in self.weights.chunks_exact_mut(groups).zip(weights) {
+                column[group].0[lane] = w;
+            }
+        }
+        for j in (0..width).rev() {
+            let (tails, sums) = self.tails.split_at_mut((j + 1) * groups);
+            let (to, weights) = (&mut tails[j * groups..], &self.weights[j * groups..]);
+            for ((to, weights), sums) in to.iter_mut().zip(weights).zip(&*sums) {
+                for ((t, &w), &sum) in to.0.iter_mut().zip(&weights.0).zip(&sums.0) {
+                    *t = sum + w;
+                }
+            }
+        }
+        width
+    }
+
+    /// Draws how many of those left go to category j, in all rows, into `drawn`.
+    #[inline(always)]
+    fn link<S: Simd>(&mut self, simd: S, rng: &mut LaneRng, j: usize, waiting: &mut Waiting) {
+        let Rows {
+            groups,
+            left,
+            weights,
+            tails,
+            drawn,
+            flipped,
+            counts,
+            rest,
+        } = self;
+        let groups = *groups;
+        let (one, zero) = (simd.real(1.0), simd.real(0.0));
+        waiting.small.len = 0;
+        waiting.tested.len = 0;
+        let columns = weights[j * groups..]
+            .iter()
+            .zip(&tails[j * groups..])
+            .zip(&tails[(j + 1) * groups..]);
+        let groups = left.iter_mut().zip(&mut *drawn).zip(&mut *flipped);
+        for (group, (((left, drawn), flipped), ((weights, tails), next_tails))) in
+            groups.zip(columns).enumerate()
+        {
+            let mut parts = [(zero, zero, zero, zero.lt(zero)); LANES];
+            let mut reject = false;
+            for (part, binomial) in parts.iter_mut().enumerate().take(S::PARTS) {
+                let at = part * S::WIDTH;
+                let n = simd.load(&left.0[at..]);
+                let tail = simd.load(&tails.0[at..]);
+                // nobody is left where nothing is
+                let tail = S::Real::select(zero.lt(tail), tail, one);
+                let p = simd.load(&weights.0[at..]) / tail;
+                let q = simd.load(&next_tails.0[at..]) / tail;
+                let flip = q.lt(p);
+                S::Real::select(flip, one, zero).store(&mut flipped.0[at..]);
+                let (p, q) = (S::Real::select(flip, q, p), S::Real::select(flip, p, q));
+                let mean = n * p;
+                let large = simd.real(REJECTION_FROM).le(mean);
+                let small = zero.lt(mean) & !large;
+                if small.any() {
+                    let index = indices(simd, group * LANES + at);
+                    waiting.small.push(small, [n, p, q, index]);
+                }
+                *binomial = (n, p, q, large);
+                reject |= large.any();
+            }
+            if !reject {
+                drawn.0 = [0.0; LANES];
+                continue;
+            }
+            for (part, &(n, p, q, large)) in parts.iter().enumerate().take(S::PARTS) {
+                let at = part * S::WIDTH;
+                let (k, us, v, accepted) = attempt(simd, rng, part, n, p, q);
+                S::Real::select(large, k, zero).store(&mut drawn.0[at..]);
+                let index = indices(simd, group * LANES + at);
+                waiting
+                    .tested
+                    .push(large & !accepted, [n, p, q, index, k, us, v]);
+            }
+        }
+        waiting.reject(simd, rng, drawn);
+        waiting.invert(simd, rng, drawn);
+        let results = counts.iter_mut().zip(rest);
+        for (((left, drawn), flipped), (counts, rest)) in
+            left.iter_mut().zip(drawn).zip(flipped).zip(results)
+        {
+            for part in 0..S::PARTS {
+                let at = part * S::WIDTH;
+                let (n, k) = (simd.load(&left.0[at..]), simd.load(&drawn.0[at..]));
+                let flip = zero.lt(simd.load(&flipped.0[at..]));
+                let k = S::Real::select(flip, n - k, k);
+                let others = n - k;
+                others.store(&mut left.0[at..]);
+                integer(k).store_signed(&mut counts.0[at..]);
+                integer(others).store_signed(&mut rest.0[at..]);
+            }
+        }
+    }
+
+    /// Adds what was drawn for category j.
+    #[inline(always)]
+    fn add(&self, rows: &[Row], j: usize, out: &mut [i64]) {
+        for (rows, counts) in rows.chunks(LANES).zip(&self.counts) {
+            for (row, &k) in rows.iter().zip(&counts.0) {
+                if j < row.width as usize {
+                    out[row.out + j] += k;
+                }
+            }
+        }
+    }
+}
+
+/// Integers in [0, 2^53].
+#[inline(always)]
+fn integer<V: Real>(x: V) -> V::Bits {
+    const FROM: f64 = (1u64 << 52) as f64;
+    const HALF: f64 = (1u64 << 32) as f64;
+    // both halves stand in the lowest bits of a sum with 2^52
+    let high = (x * (1.0 / HALF)).floor();
+    let low = x - high * HALF;
+    let bits = (low + FROM).to_bits();
+    bits.minus(bits.of(FROM.to_bits()))
+        .plus((high + FROM).to_bits().shl::<32>())
+}
+
+impl Waiting {
+    /// Decides on the candidates, and tries again until nobody waits.
+    #[inline(always)]
+    fn reject<S: Simd>(&mut self, simd: S, rng: &mut LaneRng, drawn: &mut [Eight<f64>]) {
+        for attempts in 1.. {
+            if self.tested.len == 0 {
+                return;
+            }
+            self.open.len = 0;
+            self.retried.len = 0;
+            for i in (0..self.tested.len).step_by(S::WIDTH) {
+                let ([n, p, q, index, k, us, v], live) = self.tested.at(simd, i);
+                let btrs = Btrs::new(n, p, q);
+                let ln_height = ln(btrs.height(us, v));
+                let (accepted, rejected) = btrs.second_squeeze(k, ln_height);
+                put(simd, live & accepted, index, k, drawn);
+                self.retried.push(live & rejected, [n, p, q, index]);
+                let open = live & !accepted & !rejected;
+                self.open.push(open, [n, p, q, index, k, ln_height]);
+            }
+            for i in (0..self.open.len).step_by(S::WIDTH) {
+                let ([n, p, q, index, k, ln_height], live) = self.open.at(simd, i);
+                let btrs = Btrs::new(n, p, q);
+                let accepted = ln_height.le(btrs.ln_ratio(btrs.mode(), k));
+                put(simd, live & accepted, index, k, drawn);
+                self.retried.push(live & !accepted, [n, p, q, index]);
+            }
+            self.tested.len = 0;
+            for group in (0..self.retried.len).step_by(LANES) {
+                for part in 0..S::PARTS {
+                    let i = group + part * S::WIDTH;
+                    let ([n, p, q, index], live) = self.retried.at(simd, i);
+                    if attempts == MAX_ATTEMPTS {
+                        put(simd, live, index, Btrs::new(n, p, q).mode(), drawn);
+                        continue;
+                    }
+                    let (k, us, v, accepted) = attempt(simd, rng, part, n, p, q);
+                    put(simd, live & accepted, index, k, drawn);
+                    self.tested
+                        .push(live & !accepted, [n, p, q, index, k, us, v]);
+                }
+            }
+        }
+    }
+
+    /// Draws those of small n p.
+    #[inline(always)]
+    fn invert<S: Simd>(&mut self, simd: S, rng: &mut LaneRng, drawn: &mut [Eight<f64>]) {
+        let (zero, half) = (simd.real(0.0), simd.real(0.5));
+        for group in (0..self.small.len).step_by(LANES) {
+            for part in 0..S::PARTS {
+                let mut words = rng.part(simd, part);
+                let u = words.open_uniform();
+                rng.put_back(simd, part, words);
+                let ([n, p, q, index], live) = self.small.at(simd, group + part * S::WIDTH);
+                // what stood in the other lanes before is not to search for long
+                let n = S::Real::select(live, n, zero);
+                let p = S::Real::select(live, p, half);
+                let q = S::Real::select(live, q, half);
+                put(simd, live, index, inversion(u, n, p, q), drawn);
+            }
+        }
+    }
+}
+
+/// One candidate in each lane with its u_s and v, and whether the first squeeze accepts it.
+#[inline(always)]
+#[allow(clippy::type_complexity)]
+fn attempt<S: Simd>(
+    simd: S,
+    rng: &mut LaneRng,
+    part: usize,
+    n: S::Real,
+    p: S::Real,
+    q: S::Real,
+) -> (S::Real, S::Real, S::Real, <S::Real as Real>::Mask) {
+    let mut words = rng.part(simd, part);
+    let u = words.open_uniform() - 0.5;
+    let v = words.open_uniform();
+    rng.put_back(simd, part, words);
+    let us = simd.real(0.5) - u.abs();
+    let btrs = Btrs::new(n, p, q);
+    (btrs.candidate(u, us), us, v, btrs.accept_at_once(us, v))
+}

@@ -1,0 +1,232 @@
+//! The reference: one lane at a time, in ordinary Rust.
+
+use super::{Mask, Real, Simd, Word};
+
+/// Ordinary Rust, on every processor.
+#[derive(Debug, Clone, Copy)]
+pub struct Scalar;
+
+impl Simd for Scalar {
+    type Real = f64;
+    type Word = u64;
+    const WIDTH: usize = 1;
+
+    #[inline(always)]
+    fn real(self, x: f64) -> f64 {
+        x
+    }
+
+    #[inline(always)]
+    fn word(self, x: u64) -> u64 {
+        x
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f64]) -> f64 {
+        from[0]
+    }
+
+    #[inline(always)]
+    fn load_words(self, from: &[u64]) -> u64 {
+        from[0]
+    }
+}
+
+impl Mask for bool {
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        self.into()
+    }
+}
+
+impl Real for f64 {
+    type Mask = bool;
+    type Bits = u64;
+
+    #[inline(always)]
+    fn of(self, x: f64) -> f64 {
+        x
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> f64 {
+        f64::sqrt(self)
+    }
+
+    #[inline(always)]
+    fn abs(self) -> f64 {
+        f64::abs(self)
+    }
+
+    /// No call into the platform's library, which `f64::floor` is on old x86-64.
+    #[inline(always)]
+    fn floor(self) -> f64 {
+        const INTEGERS_FROM: f64 = (1u64 << 52) as f64;
+        let t = self as i64 as f64;
+        let floor = t - f64::from(u8::from(t > self));
+        if self.abs() < INTEGERS_FROM {
+            floor
+        } else {
+            self
+        }
+    }
+
+    #[inline(always)]
+    fn min(self, other: f64) -> f64 {
+        if self < other { self } else { other }
+    }
+
+    #[inline(always)]
+    fn lt(self, other: f64) -> bool {
+        self < other
+    }
+
+    #[inline(always)]
+    fn le(self, other: f64) -> bool {
+        self <= other
+    }
+
+    #[inline(always)]
+    fn select(mask: bool, yes: f64, no: f64) -> f64 {
+        if mask { yes } else { no }
+    }
+
+    /// Dekker (1971); the vectors take a fused product for the same error.
+    #[inline(always)]
+    fn two_product(self, other: f64) -> (f64, f64) {
+        const SPLIT: f64 = 134_217_729.0; // 2^27 + 1
+        let product = self * other;
+        let split = |x: f64| {
+            let c = SPLIT * x;
+            let high = c - (c - x);
+            (high, x - high)
+        };
+        let ((xh, xl), (yh, yl)) = (split(self), split(other));
+        (product, ((xh * yh - product) + xh * yl + xl * yh) + xl * yl)
+    }
+
+    #[inline(always)]
+    fn to_bits(self) -> u64 {
+        f64::to_bits(self)
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f64]) {
+        to[0] = self;
+    }
+
+    #[inline(always)]
+    fn compress(self, mask: bool, to: &mut [f64]) -> usize {
+        to[0] = self;
+        mask.into()
+    }
+
+    #[inline(always)]
+    fn patch(self, mask: bool, f: impl Fn(f64) -> f64) -> f64 {
+        if mask { f(self) } else { self }
+    }
+}
+
+/// The four 16-bit numbers of a word.
+#[inline(always)]
+fn quarters(word: u64) -> [i16; 4] {
+    [0, 16, 32, 48].map(|shift| (word >> shift) as i16)
+}
+
+#[inline(always)]
+fn join(quarters: [i16; 4]) -> u64 {
+    quarters
+        .iter()
+        .rev()
+        .fold(0, |word, &q| word << 16 | u64::from(q as u16))
+}
+
+#[inline(always)]
+fn zip16(x: u64, y: u64, f: impl Fn(i16, i16) -> i16) -> u64 {
+    let (x, y) = (quarters(x), quarters(y));
+    join([0, 1, 2, 3].map(|i| f(x[i], y[i])))
+}
+
+impl Word for u64 {
+    type Real = f64;
+
+    #[inline(always)]
+    fn of(self, x: u64) -> u64 {
+        x
+    }
+
+    #[inline(always)]
+    fn plus(self, other: u64) -> u64 {
+        self.wrapping_add(other)
+    }
+
+    #[inline(always)]
+    fn minus(self, other: u64) -> u64 {
+        self.wrapping_sub(other)
+    }
+
+    #[inline(always)]
+    fn shl<const BY: i32>(self) -> u64 {
+        self << BY
+    }
+
+    #[inline(always)]
+    fn shr<const BY: i32>(self) -> u64 {
+        self >> BY
+    }
+
+    #[inline(always)]
+    fn mul_low(self, other: u64) -> u64 {
+        u64::from(self as u32) * u64::from(other as u32)
+    }
+
+    #[inline(always)]
+    fn to_real(self) -> f64 {
+        f64::from_bits(self)
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [u64]) {
+        to[0] = self;
+    }
+
+    #[inline(always)]
+    fn store_signed(self, to: &mut [i64]) {
+        to[0] = self as i64;
+    }
+
+    #[inline(always)]
+    fn spread16(self) -> u64 {
+        (self & 0xFFFF) * 0x0001_0001_0001_0001
+    }
+
+    #[inline(always)]
+    fn max16(self, other: u64) -> u64 {
+        zip16(self, other, Ord::max)
+    }
+
+    #[inline(always)]
+    fn minus16(self, other: u64) -> u64 {
+        zip16(self, other, i16::wrapping_sub)
+    }
+
+    #[inline(always)]
+    fn above16(self, other: u64) -> u64 {
+        zip16(self, other, |x, y| -i16::from(x > y))
+    }
+
+    #[inline(always)]
+    fn count_below16(self, limits: &[u64], except: u64, counts: &mut [u64]) -> bool {
+        let mut tied = 0;
+        for (&limit, count) in limits.iter().zip(counts) {
+            *count += zip16(self, limit, |x, y| i16::from(x < y));
+            tied |= zip16(self, limit, |x, y| i16::from(x == y));
+        }
+        tied & !except != 0
+    }
+
+    #[inline(always)]
+    fn sum_bytes(self) -> u64 {
+        self.to_le_bytes().iter().map(|&b| u64::from(b)).sum()
+    }
+}
