@@ -12,7 +12,7 @@ use ltde_core::binomial::binomial;
 use ltde_core::graph::Graph;
 use ltde_core::initial::Initial;
 use ltde_core::model::{Model, ModelData, Raised};
-use ltde_core::multinomial::{Scratch, multinomial_rows};
+use ltde_core::multinomial::{Row, Scratch, draw_rows};
 use ltde_core::network::{Networks, Reading};
 use ltde_core::policy::{Cell, TabularPolicy, TeamPolicy};
 use ltde_core::record::Record;
@@ -241,25 +241,32 @@ fn binomials(criterion: &mut Criterion) {
     }
 }
 
-/// Five rows of n agents among five categories: what leaves one state.
+/// Rows of five categories, as many as leave a block of states, by their agents.
 fn multinomials(criterion: &mut Criterion) {
+    const ROWS: usize = BLOCK * ACTIONS;
     let mut group = criterion.benchmark_group("multinomial");
     let mut rng = Seed(SEED).stream(Purpose::Sample, 0, 0, 1);
-    let weights = transitions(&mut rng);
+    let weights: Vec<f64> = (0..BLOCK)
+        .flat_map(|_| transitions(&mut rng).into_iter().flatten())
+        .collect();
     let mut scratch = Scratch::default();
+    let mut out = vec![0; BLOCK * NEXT];
     for n in [1, 2, 5, 20, 100, 400, 10_000, 1_000_000] {
-        group.throughput(Throughput::Elements(ACTIONS as u64));
+        let rows: Vec<Row> = (0..ROWS)
+            .map(|i| Row {
+                n,
+                weights: i * NEXT,
+                out: i / ACTIONS * NEXT,
+                width: NEXT as u32,
+            })
+            .collect();
+        group.throughput(Throughput::Elements((ROWS * (NEXT - 1)) as u64));
         group.bench_function(BenchmarkId::new("n", n), |bencher| {
+            let mut step = 0;
             bencher.iter(|| {
-                let mut out = [0; NEXT];
-                multinomial_rows(
-                    &mut rng,
-                    black_box(&[n; ACTIONS]),
-                    black_box(weights.as_flattened()),
-                    &mut scratch,
-                    &mut out,
-                );
-                out
+                step += 1;
+                let mut rng = Seed(SEED).block(Purpose::Sample, 0, step, 0);
+                draw_rows(&mut rng, black_box(&rows), &weights, &mut scratch, &mut out);
             });
         });
     }
@@ -421,7 +428,8 @@ fn softmax(criterion: &mut Criterion) {
                     state,
                     density: black_box(0.003),
                 };
-                policy.mean_action(cell, &mut pi)[0]
+                policy.mean_action(cell, &mut pi);
+                pi[0]
             });
         });
     }

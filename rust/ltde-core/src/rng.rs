@@ -167,6 +167,12 @@ impl LaneRng {
         rng
     }
 
+    /// Starts from 256 bits for each lane, word by word; no lane may start at zero.
+    pub fn from_words(state: [Eight<u64>; 4]) -> Self {
+        debug_assert!((0..LANES).all(|lane| state.iter().any(|words| words.0[lane] != 0)));
+        LaneRng { state }
+    }
+
     /// The generators of one part, to take words from.
     #[inline(always)]
     pub fn part<S: Simd>(&self, simd: S, part: usize) -> PartRng<S::Word> {
@@ -205,6 +211,14 @@ pub struct BlockRng {
 }
 
 impl BlockRng {
+    /// The same with other generators in the lanes.
+    pub fn with_lanes(self, lanes: LaneRng) -> Self {
+        BlockRng {
+            lanes: Some(lanes),
+            ..self
+        }
+    }
+
     /// What is drawn in vectors.
     #[inline(always)]
     pub fn lanes<S: Simd>(&mut self, simd: S) -> &mut LaneRng {

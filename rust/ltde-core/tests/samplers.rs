@@ -1,7 +1,7 @@
 //! What holds for every draw of the samplers, whatever the random words are.
 
 use ltde_core::binomial::{MAX_COUNT, binomial};
-use ltde_core::multinomial::{Scratch, multinomial, multinomial_add, multinomial_rows, normalize};
+use ltde_core::multinomial::{Scratch, multinomial, multinomial_add, normalize};
 use ltde_core::rng::{Purpose, Rng, Seed, Words};
 use proptest::prelude::*;
 
@@ -172,48 +172,6 @@ proptest! {
             let positive: Vec<bool> = weights.iter().map(|&w| w > 0.0).collect();
             prop_assert_eq!(hit, positive);
         }
-    }
-
-    /// Several rows at once: nobody is lost or lands where no row with agents has weight; and a row
-    /// alone among empty ones is drawn like that row.
-    #[test]
-    fn rows_drawn_together_are_possible(
-        seed: u64,
-        (counts, rows) in (1_usize..20).prop_flat_map(|categories| {
-            let weight = prop_oneof![Just(0.0), 0.0..1.0];
-            let row = prop::collection::vec(weight, categories)
-                .prop_filter("all zero", |row| row.iter().any(|&w| w > 0.0));
-            let count = prop_oneof![Just(0), 0_u64..100, count()];
-            (1_usize..6).prop_flat_map(move |rows| (
-                prop::collection::vec(count.clone(), rows),
-                prop::collection::vec(row.clone(), rows),
-            ))
-        }),
-        alone in 0_usize..6,
-    ) {
-        let mut rows = rows;
-        rows.iter_mut().for_each(|row| normalize(row).unwrap());
-        let mut counts: Vec<i64> = counts.iter().map(|&n| n as i64).collect();
-        let mut scratch = Scratch::default();
-        let mut draw = |counts: &[i64]| {
-            let mut out = vec![0; rows[0].len()];
-            multinomial_rows(&mut rng(seed), counts, &rows.concat(), &mut scratch, &mut out);
-            out
-        };
-        let out = draw(&counts);
-        let occupied = |j: usize| counts.iter().zip(&rows).any(|(&n, row)| n > 0 && row[j] > 0.0);
-        let reached: Vec<f64> = (0..out.len()).map(|j| f64::from(u8::from(occupied(j)))).collect();
-        assert_possible(&out, counts.iter().sum::<i64>() as u64, &reached);
-
-        let alone = alone % counts.len();
-        let n = counts[alone];
-        counts.fill(0);
-        prop_assert_eq!(draw(&counts), vec![0; rows[0].len()]);
-        counts[alone] = n;
-        let mut single = vec![0; rows[0].len()];
-        let row = &rows[alone];
-        multinomial_add(&mut rng(seed), n as u64, row, &mut Scratch::default(), &mut single);
-        prop_assert_eq!(draw(&counts), single);
     }
 
     /// Draws are added to what is there, and the scratch memory of another row leaves no trace.
