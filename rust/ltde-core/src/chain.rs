@@ -35,9 +35,8 @@ struct Rows {
     /// What is drawn: how often the rarer outcome comes, and 1 where that is to go elsewhere.
     drawn: Vec<Eight<f64>>,
     flipped: Vec<Eight<f64>>,
-    /// How many go to the category at hand, and to later ones, as integers.
+    /// The same as integers, (width, groups).
     counts: Vec<Eight<i64>>,
-    rest: Vec<Eight<i64>>,
 }
 
 /// Binomials that wait, each with the index of its row.
@@ -119,10 +118,8 @@ pub(crate) fn draw<S: Simd>(
         let width = tile.arrange(rows, weights);
         for j in 0..width - 1 {
             tile.link(simd, rng, j, waiting);
-            tile.add(rows, j, out);
         }
-        tile.counts.clone_from(&tile.rest);
-        tile.add(rows, width - 1, out);
+        tile.add(rows, out);
     }
 }
 
@@ -151,22 +148,28 @@ impl Rows {
     #[inline(always)]
     fn arrange(&mut self, rows: &[Row], weights: &[f64]) -> usize {
         const ZERO: Eight<f64> = Eight([0.0; LANES]);
-        let width = rows.iter().map(|row| row.width as usize).max().unwrap_or(1);
-        let groups = rows.len().div_ceil(LANES);
+        let (mut least, mut width) = (u32::MAX, 0);
+        for row in rows {
+            least = least.min(row.width);
+            width = width.max(row.width);
+        }
+        let ragged = least < width;
+        let (width, groups) = (width as usize, rows.len().div_ceil(LANES));
         self.groups = groups;
-        for (numbers, len) in [
-            (&mut self.left, groups),
-            (&mut self.weights, width * groups),
-            (&mut self.tails, (width + 1) * groups),
-            (&mut self.drawn, groups + 1),
-            (&mut self.flipped, groups),
-        ] {
-            numbers.clear();
-            numbers.resize(len, ZERO);
+        // whatever is not written below is zero
+        if ragged || !rows.len().is_multiple_of(LANES) {
+            self.weights.clear();
         }
-        for counts in [&mut self.counts, &mut self.rest] {
-            counts.resize(groups, Eight([0; LANES]));
+        if let Some(last) = self.left.get_mut(groups - 1) {
+            *last = ZERO;
         }
+        self.left.resize(groups, ZERO);
+        self.weights.resize(width * groups, ZERO);
+        self.tails.resize((width + 1) * groups, ZERO);
+        self.tails[width * groups..].fill(ZERO);
+        self.drawn.resize(groups + 1, ZERO);
+        self.flipped.resize(groups, ZERO);
+        self.counts.resize(width * groups, Eight([0; LANES]));
         for (i, row) in rows.iter().enumerate() {
             let (group, lane) = (i / LANES, i % LANES);
             self.left[group].0[lane] = row.n as f64;
@@ -198,8 +201,8 @@ impl Rows {
             drawn,
             flipped,
             counts,
-            rest,
         } = self;
+        let count = *groups;
         let groups = *groups;
         let (one, zero) = (simd.real(1.0), simd.real(0.0));
         waiting.small.len = 0;
@@ -251,6 +254,7 @@ impl Rows {
         }
         waiting.reject(simd, rng, drawn);
         waiting.invert(simd, rng, drawn);
+        let (counts, rest) = counts[j * count..].split_at_mut(count);
         let results = counts.iter_mut().zip(rest);
         for (((left, drawn), flipped), (counts, rest)) in
             left.iter_mut().zip(drawn).zip(flipped).zip(results)
@@ -268,14 +272,14 @@ impl Rows {
         }
     }
 
-    /// Adds what was drawn for category j.
+    /// Adds what was drawn, row by row: to add to the same count again and again would be slow.
     #[inline(always)]
-    fn add(&self, rows: &[Row], j: usize, out: &mut [i64]) {
-        for (rows, counts) in rows.chunks(LANES).zip(&self.counts) {
-            for (row, &k) in rows.iter().zip(&counts.0) {
-                if j < row.width as usize {
-                    out[row.out + j] += k;
-                }
+    fn add(&self, rows: &[Row], out: &mut [i64]) {
+        for (i, row) in rows.iter().enumerate() {
+            let out = &mut out[row.out..][..row.width as usize];
+            let counts = self.counts.chunks_exact(self.groups);
+            for (o, counts) in out.iter_mut().zip(counts) {
+                *o += counts[i / LANES].0[i % LANES];
             }
         }
     }

@@ -352,12 +352,12 @@ impl Model {
         reward: &[f64],
     ) -> bool {
         let (lo, hi) = range;
-        let mut signs = 0;
+        // signs first, all together: this is what vectors are good at
+        let signs = prob.iter().fold(0, |signs, p| signs | p.to_bits());
         for ((row, &r), &allowed) in prob.chunks_exact(degree).zip(reward).zip(self.allowed(s)) {
             let mut sum = 0.0;
             for &p in row {
                 sum += p;
-                signs |= p.to_bits();
             }
             // a NaN or an infinity anywhere makes the sum fail
             if allowed && !((sum - 1.0).abs() <= ROW_TOLERANCE && r >= lo && r <= hi) {

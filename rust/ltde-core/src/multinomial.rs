@@ -47,7 +47,7 @@ const LIMITS: [i64; few::WIDEST + 2] = {
 #[derive(Debug, Default, Clone)]
 pub struct Scratch {
     tiny: tiny::Scratch,
-    keys: Vec<u16>,
+    keys: Vec<u8>,
     sorted: Vec<Row>,
     few: few::Scratch,
     chain: chain::Scratch,
@@ -109,6 +109,11 @@ impl Kernel for DrawRows<'_> {
         let Scratch {
             few, chain, sorted, ..
         } = scratch;
+        let sorted = if begins[0] == rows.len() {
+            rows
+        } else {
+            sorted
+        };
         let (chained, few_rows) = sorted[..begins[1]].split_at(begins[0]);
         if !few_rows.is_empty() {
             let lanes = rng.lanes(simd);
@@ -136,37 +141,45 @@ impl Scratch {
 
     /// Sorts rows, stable: those with many agents first, those with few in ascending order of
     /// their rounds, and those that are not drawn in vectors. Returns where the second and the
-    /// third kind begin.
+    /// third kind begin. If all have many agents, `rows` are left as they are.
     #[inline(always)]
     fn sort(&mut self, rows: &[Row]) -> [usize; 2] {
-        const OTHERS: u16 = 256;
+        /// The key of rows that are not drawn in vectors; those with many agents have 0, those
+        /// with few their rounds.
+        const OTHERS: u8 = u8::MAX;
         // how many rows have each key, then where those rows begin
         let mut starts = [0u32; OTHERS as usize + 1];
+        let mut most = 0;
         self.keys.resize(rows.len(), 0);
-        self.sorted.resize(rows.len(), Row::default());
         for (key, row) in self.keys.iter_mut().zip(rows) {
             // no branch where teams are small: it is hard to predict
             *key = if row.n <= LIMITS[(row.width as usize).min(few::WIDEST + 1)] {
-                few::rounds(row.n).into()
+                few::rounds(row.n)
             } else if (2..=few::WIDEST as u32).contains(&row.width) {
                 0
             } else {
                 OTHERS
             };
-            starts[usize::from(*key).min(starts.len() - 1)] += 1;
+            most = most.max(*key);
+            starts[usize::from(*key)] += 1;
+        }
+        let many = starts[0] as usize;
+        let vectors = rows.len() - starts[usize::from(OTHERS)] as usize;
+        if many == rows.len() {
+            return [many, vectors];
         }
         let mut sum = 0;
-        for start in &mut starts {
+        for start in &mut starts[..=usize::from(most)] {
             (*start, sum) = (sum, sum + *start);
         }
-        let begins = [starts[1] as usize, starts[OTHERS as usize] as usize];
+        self.sorted.resize(rows.len(), Row::default());
         let sorted = self.sorted.as_mut_slice();
         for (&key, row) in self.keys.iter().zip(rows) {
-            let place = &mut starts[usize::from(key).min(OTHERS as usize)];
+            let place = &mut starts[usize::from(key)];
             sorted[*place as usize] = *row;
             *place += 1;
         }
-        begins
+        [many, vectors]
     }
 }
 

@@ -6,7 +6,7 @@ use crate::initial::{DrawAddress, Initial};
 use crate::multinomial::Scratch;
 use crate::policy::{TeamPolicy, Work};
 use crate::rng::{BLOCK, BlockRng};
-use crate::teams::{self, Teams};
+use crate::teams::{self, ROOM, Teams};
 
 /// A number of agents: an integer for finite N, a fraction of the population for N = infinity.
 ///
@@ -106,7 +106,7 @@ impl Mass for f64 {
             actions,
             mut landed,
         } = teams;
-        let width = actions.len() / cells.len().max(1);
+        let width = actions.len().saturating_sub(ROOM) / cells.len().max(1);
         work.mean_actions(policy, cells, width);
         let teams = actions
             .chunks_exact_mut(width)

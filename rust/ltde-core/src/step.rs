@@ -6,7 +6,7 @@ use crate::policy::{Cell, TeamPolicy, Work};
 use crate::population::{Mass, Population};
 use crate::rng::{BLOCK, Purpose, Seed};
 use crate::simd::{Kernel, Simd, dispatch};
-use crate::teams::Teams;
+use crate::teams::{ROOM, Teams};
 
 /// What all blocks of one step of one replica share.
 #[derive(Clone, Copy)]
@@ -81,10 +81,10 @@ pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
         ..
     } = work;
     actions.clear();
-    actions.resize(cells.len() * width, T::default());
+    actions.resize(cells.len() * width + ROOM, T::default());
     landed.clear();
     let prob = &prob[..*size];
-    landed.resize(prob.len() / width, T::default());
+    landed.resize(prob.len() / width + ROOM, T::default());
     let mut rng = context
         .seed
         .block(Purpose::Step, context.replica, context.step, block);

@@ -5,6 +5,9 @@ use crate::policy::{Cell, TeamPolicy, Work};
 use crate::rng::BlockRng;
 use crate::tiny::{self, Team, play_tiny};
 
+/// Room behind the results.
+pub(crate) const ROOM: usize = tiny::WIDEST;
+
 /// The teams of the occupied states of one block.
 #[derive(Debug)]
 pub struct Teams<'a, T> {
@@ -14,9 +17,9 @@ pub struct Teams<'a, T> {
     pub degrees: &'a [u32],
     /// P (A, |N_s|) of each, one after the other.
     pub prob: &'a [f64],
-    /// The team actions c(s, .) (cells, A), zero on arrival.
+    /// The team actions c(s, .) (cells, A), zero on arrival, and some room behind.
     pub actions: &'a mut [T],
-    /// How many go to each neighbour (|N_s|,) of each, zero on arrival.
+    /// How many go to each neighbour (|N_s|,) of each, zero on arrival, and some room behind.
     pub landed: &'a mut [T],
 }
 
@@ -34,12 +37,12 @@ pub(crate) fn draw<P: TeamPolicy>(
         actions,
         landed,
     } = teams;
-    let width = actions.len() / cells.len().max(1);
+    let width = actions.len().saturating_sub(ROOM) / cells.len().max(1);
     let multinomial = policy.is_multinomial();
     if multinomial {
         work.mean_actions(policy, cells, width);
     } else {
-        policy.sample(cells, rng, work, actions);
+        policy.sample(cells, rng, work, &mut actions[..cells.len() * width]);
     }
     let Work {
         pi,

@@ -14,7 +14,7 @@ const MOST: i64 = 16;
 const ROOM: usize = MOST as usize;
 
 /// Most actions, and most neighbours, of a tiny team.
-const WIDEST: usize = 8;
+pub(crate) const WIDEST: usize = 8;
 
 /// Whether a team is drawn agent by agent.
 #[inline(always)]
@@ -56,9 +56,10 @@ pub(crate) struct Arrays<'a> {
     pub pi: &'a [f64],
     /// P (A, |N_s|) of each state.
     pub prob: &'a [f64],
-    /// The team action (A,) of each state.
+    /// The team action (A,) of each state, zero on arrival; with room for [`WIDEST`] more.
     pub actions: &'a mut [i64],
-    /// How many go to each neighbour (|N_s|,) of each state.
+    /// How many go to each neighbour (|N_s|,) of each state, zero on arrival; with room for
+    /// [`WIDEST`] more.
     pub landed: &'a mut [i64],
 }
 
@@ -152,7 +153,7 @@ fn play<S: Simd>(
     for team in teams {
         let n = team.n as usize;
         let counts = sums[first + n].wrapping_sub(sums[first]);
-        unpack(counts, &mut actions[team.actions as usize..][..width]);
+        unpack(counts, &mut actions[team.actions as usize..]);
         first += n;
     }
     fill(simd, rng, &mut uniforms[..groups]);
@@ -180,20 +181,16 @@ fn play<S: Simd>(
     for team in teams {
         let n = team.n as usize;
         let counts = sums[first + n].wrapping_sub(sums[first]);
-        unpack(
-            counts,
-            &mut landed[team.landed as usize..][..team.degree as usize],
-        );
+        unpack(counts, &mut landed[team.landed as usize..]);
         first += n;
     }
 }
 
-/// Writes the bytes of `counts`.
+/// Writes the bytes of `counts`, all eight: what follows the categories of a team is zero, and is
+/// written later.
 #[inline(always)]
 fn unpack(counts: u64, out: &mut [i64]) {
-    for (j, o) in out.iter_mut().enumerate() {
-        *o = (counts >> (8 * j % 64) & 0xFF) as i64;
-    }
+    out[..WIDEST].copy_from_slice(&counts.to_le_bytes().map(i64::from));
 }
 
 /// Uniform numbers in (0, 1), one after the other in each lane.
