@@ -144,8 +144,9 @@ fn put<S: Simd>(
 }
 
 impl Rows {
-    /// Arranges the rows of a tile; returns their largest width.
-    #[inline(always)]
+    /// Arranges the rows of a tile; returns their largest width. Not compiled for vectors, which
+    /// would scatter.
+    #[inline(never)]
     fn arrange(&mut self, rows: &[Row], weights: &[f64]) -> usize {
         const ZERO: Eight<f64> = Eight([0.0; LANES]);
         let (mut least, mut width) = (u32::MAX, 0);
@@ -273,7 +274,7 @@ impl Rows {
     }
 
     /// Adds what was drawn, row by row: to add to the same count again and again would be slow.
-    #[inline(always)]
+    #[inline(never)]
     fn add(&self, rows: &[Row], out: &mut [i64]) {
         for (i, row) in rows.iter().enumerate() {
             let out = &mut out[row.out..][..row.width as usize];

@@ -62,7 +62,33 @@ pub(crate) fn draw<S: Simd>(
         weights: columns,
         ties,
     } = scratch;
-    // all weights first: a vector that is loaded right after its lanes were stored waits long
+    arrange_all(rows, weights, widths, columns);
+    let mut columns = columns.as_slice();
+    for (group, &(least, most)) in rows.chunks(LANES).zip(&*widths) {
+        let weights;
+        (weights, columns) = columns.split_at(most as usize);
+        // one copy of the code for each small width: its loops are unrolled
+        match most {
+            2 => play::<S, 2>(simd, rng, group, least, weights, ties, out),
+            3 => play::<S, 3>(simd, rng, group, least, weights, ties, out),
+            4 => play::<S, 4>(simd, rng, group, least, weights, ties, out),
+            5 => play::<S, 5>(simd, rng, group, least, weights, ties, out),
+            6 => play::<S, 6>(simd, rng, group, least, weights, ties, out),
+            _ => play::<S, WIDEST>(simd, rng, group, least, weights, ties, out),
+        }
+    }
+}
+
+/// Arranges the weights of all rows in groups of eight. All before the first draw: a vector that is
+/// loaded right after its lanes were stored waits long. Not compiled for vectors, which would
+/// scatter.
+#[inline(never)]
+fn arrange_all(
+    rows: &[Row],
+    weights: &[f64],
+    widths: &mut Vec<(u32, u32)>,
+    columns: &mut Vec<Eight<f64>>,
+) {
     columns.clear();
     widths.clear();
     for group in rows.chunks(LANES) {
@@ -82,20 +108,6 @@ pub(crate) fn draw<S: Simd>(
             (5, 5) => arrange::<5>(group, weights, columns),
             (6, 6) => arrange::<6>(group, weights, columns),
             _ => arrange_ragged(group, weights, columns),
-        }
-    }
-    let mut columns = columns.as_slice();
-    for (group, &(least, most)) in rows.chunks(LANES).zip(&*widths) {
-        let weights;
-        (weights, columns) = columns.split_at(most as usize);
-        // one copy of the code for each small width: its loops are unrolled
-        match most {
-            2 => play::<S, 2>(simd, rng, group, least, weights, ties, out),
-            3 => play::<S, 3>(simd, rng, group, least, weights, ties, out),
-            4 => play::<S, 4>(simd, rng, group, least, weights, ties, out),
-            5 => play::<S, 5>(simd, rng, group, least, weights, ties, out),
-            6 => play::<S, 6>(simd, rng, group, least, weights, ties, out),
-            _ => play::<S, WIDEST>(simd, rng, group, least, weights, ties, out),
         }
     }
 }
@@ -192,15 +204,21 @@ fn play<S: Simd, const W: usize>(
     if !ties.is_empty() {
         resolve::<S>(rng, &counts, &limits[..inner], ties, &mut drawn[..width]);
     }
+    add(group, least, &drawn, out);
+}
+
+/// Adds what was drawn; not compiled for vectors, which would gather.
+#[inline(never)]
+fn add<const W: usize>(group: &[Row], least: u32, drawn: &[Eight<i64>; W], out: &mut [i64]) {
     for (lane, row) in group.iter().enumerate() {
         let lane = lane % LANES;
         let out = &mut out[row.out..];
         if let (true, Some(out)) = (least as usize == W, out.first_chunk_mut::<W>()) {
-            for (o, drawn) in out.iter_mut().zip(&drawn) {
+            for (o, drawn) in out.iter_mut().zip(drawn) {
                 *o += drawn.0[lane];
             }
         } else {
-            for (o, drawn) in out[..row.width as usize].iter_mut().zip(&drawn) {
+            for (o, drawn) in out[..row.width as usize].iter_mut().zip(drawn) {
                 *o += drawn.0[lane];
             }
         }

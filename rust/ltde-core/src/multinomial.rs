@@ -142,7 +142,7 @@ impl Scratch {
     /// Sorts rows, stable: those with many agents first, those with few in ascending order of
     /// their rounds, and those that are not drawn in vectors. Returns where the second and the
     /// third kind begin. If all have many agents, `rows` are left as they are.
-    #[inline(always)]
+    #[inline(never)]
     fn sort(&mut self, rows: &[Row]) -> [usize; 2] {
         /// The key of rows that are not drawn in vectors; those with many agents have 0, those
         /// with few their rounds.
