@@ -11,11 +11,18 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use ltde_core::binomial::{MAX_COUNT, binomial};
+use ltde_core::graph::Graph;
 use ltde_core::initial::{DrawAddress, Initial};
-use ltde_core::multinomial::{Scratch, multinomial};
+use ltde_core::model::{Model, ModelData};
+use ltde_core::multinomial::{Row, Scratch, draw_rows, multinomial};
+use ltde_core::policy::TabularPolicy;
+use ltde_core::record::Record;
 use ltde_core::rng::{MAX_STEP, Purpose, Rng, Seed, Words};
+use ltde_core::simulator::Simulator;
+use ltde_core::watch::Watch;
 
 fn rng() -> Rng {
     Seed(2026).stream(Purpose::Sample, 0, 0, 0)
@@ -38,6 +45,58 @@ fn multinomials(n: u64, weights: &[f64]) -> Vec<i128> {
         rows.extend(out.into_iter().map(i128::from));
     }
     rows
+}
+
+/// Nine rows, drawn together in vectors: one more than there are lanes.
+fn rows(n: i64, weights: &[f64]) -> Vec<i128> {
+    let width = weights.len();
+    let rows: Vec<Row> = (0..9)
+        .map(|i| Row {
+            n: n + i,
+            weights: 0,
+            out: i as usize * width,
+            width: width as u32,
+        })
+        .collect();
+    let mut out = vec![0; rows.len() * width];
+    let mut rng = Seed(2026).block(Purpose::Sample, 1, 2, 3);
+    draw_rows(&mut rng, &rows, weights, &mut Scratch::default(), &mut out);
+    out.into_iter().map(i128::from).collect()
+}
+
+/// The counts after five steps on a ring of 70 states: two blocks.
+fn steps(n_agents: u64) -> Vec<i128> {
+    let edges: Vec<[i64; 2]> = (0..70).map(|s| [s, (s + 1) % 70]).collect();
+    let local = |_: usize, _: &[f64], _: &[f64], _: &[f64], prob: &mut [f64], _: &mut [f64]| {
+        prob.copy_from_slice(&[0.7, 0.2, 0.1, 0.2, 0.3, 0.5]);
+        Ok(())
+    };
+    let data = ModelData {
+        mask: vec![true; 140],
+        ..ModelData::default()
+    };
+    let graph = Arc::new(Graph::from_edges(70, &edges).unwrap());
+    let law = Initial::Independent(vec![1.0 / 70.0; 70]);
+    let model = Model::new(graph, 2, Box::new(local), data, law, 0.9, (0.0, 1.0)).unwrap();
+    let watch = Watch::new(&|| false);
+    let mut simulator =
+        Simulator::<i64>::new(Arc::new(model), n_agents, 1, 2026, 1, 0, &watch).unwrap();
+    let table = [0.25, 0.75].repeat(70);
+    let policy = TabularPolicy::new(&table, [1, 1, 70, 2]).unwrap();
+    let nothing = Record {
+        counts: None,
+        actions: None,
+        rewards: None,
+        restarted: None,
+        flows: None,
+        used: false,
+    };
+    simulator
+        .rollout(&policy, 5, false, nothing, &watch)
+        .unwrap();
+    let mut counts = vec![0; 70];
+    simulator.get_counts(&mut counts);
+    counts.into_iter().map(i128::from).collect()
 }
 
 fn initial(initial: &Initial, n: u64, states: usize) -> Vec<i128> {
@@ -89,6 +148,16 @@ fn values() -> String {
             "multinomial, largest count",
             multinomials(MAX_COUNT, &uneven),
         ),
+        ("rows, one word of agents", rows(1, &uneven)),
+        ("rows, agent by agent", rows(30, &uneven)),
+        ("rows, agent by agent, 40", rows(30, &forty[..32])),
+        ("rows, inversions and rejections", rows(1000, &uneven)),
+        ("rows, rejections", rows(1_000_000, &uneven)),
+        ("rows, largest count", rows((1 << 53) - 8, &uneven)),
+        ("rows, too wide for vectors", rows(1000, &forty)),
+        ("steps, tiny teams", steps(200)),
+        ("steps, few agents", steps(7_000)),
+        ("steps, many agents", steps(7_000_000_000)),
         (
             "initial, rows of counts",
             initial(&Initial::Counts(vec![5, 0, 3, 2, 1, 5, 4, 4, 0]), 8, 3),
