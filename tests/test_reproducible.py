@@ -4,8 +4,11 @@ import io
 import itertools
 import json
 import multiprocessing
+import os
 import pickle
 import random
+import subprocess
+import sys
 
 import ltde
 import numpy as np
@@ -397,14 +400,27 @@ def sent_by(target, *args):
 
 
 def test_every_instruction_set_gives_the_same_bits(monkeypatch):
-    if _core.instruction_set() == "portable":
+    widest = _core.instruction_set()
+    if widest == "portable":
         pytest.skip("this processor has one path only")
     wide = sent_by(on_every_path)
-    monkeypatch.setenv("LTDE_INSTRUCTION_SET", "portable")
-    portable = sent_by(on_every_path)
-    assert (wide[0], portable[0]) == ("AVX2", "portable")
+    assert wide[0] == widest
     assert len(wide[1]) > 400
-    assert_same(wide[1], portable[1])
+    names = ["portable", "AVX2", "AVX-512"]
+    for name in names[: names.index(widest)]:
+        monkeypatch.setenv("LTDE_INSTRUCTION_SET", name.lower())
+        narrow = sent_by(on_every_path)
+        assert narrow[0] == name
+        assert_same(wide[1], narrow[1])
+
+
+def test_an_unknown_instruction_set_is_refused():
+    command = [sys.executable, "-c", "from ltde import _core"]
+    environment = {**os.environ, "LTDE_INSTRUCTION_SET": "sse9"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode != 0
+    expected = "LTDE_INSTRUCTION_SET: expected 'portable', 'avx2' or 'avx-512', got 'sse9'"
+    assert expected in done.stderr
 
 
 def spawned(model, pipe):

@@ -176,7 +176,7 @@ fn play<S: Simd, const W: usize>(
             limit.store(&mut limits[j].0[at..]);
             first_bits[j] = whole_part(limit).1.spread16();
         }
-        let mut words = rng.part(simd, part);
+        let mut generator = rng.part(simd, part);
         let mut tally = [simd.word(0); W];
         let agents = simd.load_words(&counts.0[at..]);
         // agents of this place and of later rounds: positive where there is one
@@ -185,14 +185,16 @@ fn play<S: Simd, const W: usize>(
             let none = simd.word(0x0001_0001_0001_0001).above16(left);
             left = left.minus16(simd.word(0x0004_0004_0004_0004));
             // the largest value where there is no agent: below no limit
-            let x = words.next().max16(none ^ simd.word(0x8000_8000_8000_8000));
+            let x = generator
+                .words()
+                .max16(none ^ simd.word(0x8000_8000_8000_8000));
             if x.count_below16(&first_bits[..inner], none, &mut tally[..inner]) {
                 let mut words = Eight([0; LANES]);
                 x.store(&mut words.0);
                 ties.push(Tied { words, part, round });
             }
         }
-        rng.put_back(simd, part, words);
+        rng.put_back(simd, part, generator);
         let mut before = simd.word(0);
         for j in 0..inner {
             let below = tally[j].sum_bytes();

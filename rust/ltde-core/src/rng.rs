@@ -248,7 +248,7 @@ impl Words for Lane<'_> {
     fn next_word(&mut self) -> u64 {
         debug_assert!(self.lane < LANES);
         let mut rng = PartRng(self.rng.state.map(|words| words.0[self.lane]));
-        let word = rng.next();
+        let word = rng.words();
         for (state, word) in self.rng.state.iter_mut().zip(rng.0) {
             state.0[self.lane] = word;
         }
@@ -263,7 +263,7 @@ pub struct PartRng<W>([W; 4]);
 impl<W: Word> PartRng<W> {
     /// The next words.
     #[inline(always)]
-    pub fn next(&mut self) -> W {
+    pub fn words(&mut self) -> W {
         let [s0, s1, s2, s3] = self.0;
         let sum = s0.plus(s3);
         let result = (sum.shl::<23>() | sum.shr::<41>()).plus(s0);
@@ -281,7 +281,7 @@ impl<W: Word> PartRng<W> {
     /// Uniform numbers in (0, 1), those of [`Words::open_uniform`].
     #[inline(always)]
     pub fn open_uniform(&mut self) -> W::Real {
-        let word = self.next();
+        let word = self.words();
         let from_one = (word.shr::<12>() | W::of(word, 1023 << 52)).to_real();
         from_one - (1.0 - 0.5 / (1u64 << 52) as f64)
     }

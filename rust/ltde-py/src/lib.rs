@@ -27,7 +27,7 @@ mod _core {
     #[pymodule_export]
     use crate::simulator::PySimulator;
 
-    /// The instruction set that the core was found to have.
+    /// The instruction set that the core takes.
     #[pyfunction]
     fn instruction_set() -> &'static str {
         ltde_core::simd::instruction_set().name()
@@ -35,6 +35,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        ltde_core::simd::asked().map_err(crate::errors::to_py)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

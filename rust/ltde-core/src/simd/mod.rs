@@ -24,6 +24,8 @@ mod scalar;
 use std::ops::{Add, BitAnd, BitOr, BitXor, Div, Mul, Neg, Not, Sub};
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use crate::error::{Result, value_error};
+
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -250,11 +252,7 @@ pub fn instruction_set() -> InstructionSet {
     static KNOWN: AtomicU8 = AtomicU8::new(0);
     #[cold]
     fn find() -> InstructionSet {
-        let asked = std::env::var("LTDE_INSTRUCTION_SET").unwrap_or_default();
-        let limit = InstructionSet::ALL
-            .into_iter()
-            .find(|set| set.name().eq_ignore_ascii_case(&asked))
-            .unwrap_or(InstructionSet::Avx512);
+        let limit = asked().ok().flatten().unwrap_or(InstructionSet::Avx512);
         let found = InstructionSet::ALL
             .into_iter()
             .filter(|&set| set <= limit && set.is_there())
@@ -266,6 +264,26 @@ pub fn instruction_set() -> InstructionSet {
     match KNOWN.load(Ordering::Relaxed) {
         0 => find(),
         known => InstructionSet::from_u8(known),
+    }
+}
+
+/// The instruction set that `LTDE_INSTRUCTION_SET` names, if it is set.
+///
+/// # Errors
+/// [`crate::Error::Value`] for a name that is none; [`instruction_set`] takes it for not set.
+pub fn asked() -> Result<Option<InstructionSet>> {
+    let Some(name) = std::env::var_os("LTDE_INSTRUCTION_SET") else {
+        return Ok(None);
+    };
+    let name = name.to_string_lossy();
+    match InstructionSet::ALL
+        .into_iter()
+        .find(|set| set.name().eq_ignore_ascii_case(&name))
+    {
+        Some(set) => Ok(Some(set)),
+        None => value_error!(
+            "LTDE_INSTRUCTION_SET: expected 'portable', 'avx2' or 'avx-512', got '{name}'"
+        ),
     }
 }
 
