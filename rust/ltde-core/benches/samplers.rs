@@ -14,11 +14,13 @@ use ltde_core::initial::Initial;
 use ltde_core::model::{Model, ModelData, Raised};
 use ltde_core::multinomial::{Row, Scratch, draw_rows};
 use ltde_core::network::{Networks, Reading};
-use ltde_core::policy::{Cell, TabularPolicy, TeamPolicy};
+use ltde_core::policy::{Cell, TabularPolicy, TeamPolicy, Work};
+use ltde_core::population::Population;
 use ltde_core::record::Record;
 use ltde_core::rng::{BLOCK, Purpose, Rng, Seed, Words, philox4x32_10};
 use ltde_core::simulator::Simulator;
 use ltde_core::softmax::SoftmaxPolicy;
+use ltde_core::teams::{ROOM, Teams, draw};
 use ltde_core::watch::Watch;
 
 const SEED: u64 = 1;
@@ -33,6 +35,8 @@ fn main() {
     binomials(&mut criterion);
     multinomials(&mut criterion);
     softmax(&mut criterion);
+    kernels(&mut criterion);
+    rest(&mut criterion);
     steps(&mut criterion);
     criterion.final_summary();
 }
@@ -292,30 +296,16 @@ fn steps(criterion: &mut Criterion) {
         .flat_map(|_| softmax_of_normals(&mut rng))
         .collect();
     let policy = TabularPolicy::new(&probs, [1, REPLICAS, STATES, ACTIONS]).unwrap();
-    for (name, agents_per_state) in [
-        ("1", 1),
-        ("10", 10),
-        ("100", 100),
-        ("1e4", 10_000),
-        ("1e6", 1_000_000),
-    ] {
+    for (name, agents_per_state) in LOADS {
         let agents = agents_per_state * STATES as u64;
         let model = Arc::clone(&model);
         let mut simulator =
             Simulator::<i64>::new(model, agents, REPLICAS, SEED, 1, 0, &Watch::new(&|| false))
                 .unwrap();
         let mut walk = |n_steps| {
-            let nothing = Record {
-                counts: None,
-                actions: None,
-                rewards: None,
-                restarted: None,
-                flows: None,
-                used: false,
-            };
             let watch = Watch::new(&|| false);
             simulator
-                .rollout(&policy, n_steps, false, nothing, &watch)
+                .rollout(&policy, n_steps, false, nothing(), &watch)
                 .unwrap();
         };
         walk(12);
@@ -323,6 +313,144 @@ fn steps(criterion: &mut Criterion) {
             bencher.iter(|| walk(1));
         });
     }
+}
+
+/// What [`steps`] plays without the local function, the arrivals and all else: draws from tables.
+fn kernels(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("kernels");
+    group.throughput(Throughput::Elements((REPLICAS * STATES * DRAWS) as u64));
+    group.sampling_mode(SamplingMode::Flat).sample_size(20);
+    let mut rng = Seed(SEED).stream(Purpose::Sample, 0, 0, 2);
+    let model = grid(&mut rng);
+    let probs: Vec<f64> = (0..STATES)
+        .flat_map(|_| softmax_of_normals(&mut rng))
+        .collect();
+    let policy = TabularPolicy::new(&probs, [1, 1, STATES, ACTIONS]).unwrap();
+    let table = table(&model);
+    let watch = Watch::new(&|| false);
+    for (name, agents_per_state) in LOADS {
+        let agents = agents_per_state * STATES as u64;
+        let model = Arc::clone(&model);
+        let mut simulator =
+            Simulator::<i64>::new(model, agents, REPLICAS, SEED, 1, 0, &watch).unwrap();
+        simulator
+            .rollout(&policy, 12, false, nothing(), &watch)
+            .unwrap();
+        let mut counts = vec![0; REPLICAS * STATES];
+        simulator.get_counts(&mut counts);
+        let graph = &simulator.model().graph;
+        // the occupied states of each block of each replica
+        let mut blocks = Vec::new();
+        for (replica, counts) in counts.chunks(STATES).enumerate() {
+            for (block, counts) in counts.chunks(BLOCK).enumerate() {
+                let (mut cells, mut degrees, mut prob) = (Vec::new(), Vec::new(), Vec::new());
+                for (i, &n) in counts.iter().enumerate().filter(|(_, n)| **n > 0) {
+                    let state = block * BLOCK + i;
+                    let cell = Cell {
+                        replica,
+                        time: 0,
+                        state,
+                        density: n as f64 / agents as f64,
+                    };
+                    let range = graph.range(state);
+                    cells.push((cell, n));
+                    degrees.push(range.len() as u32);
+                    prob.extend(&table[range.start * ACTIONS..range.end * ACTIONS]);
+                }
+                blocks.push((replica as u32, block as u32, cells, degrees, prob));
+            }
+        }
+        let (mut work, mut actions, mut landed) = (Work::default(), Vec::new(), Vec::new());
+        let mut step = 0;
+        group.bench_function(BenchmarkId::new("agents a state", name), |bencher| {
+            bencher.iter(|| {
+                step += 1;
+                for (replica, block, cells, degrees, prob) in &blocks {
+                    actions.clear();
+                    actions.resize(cells.len() * ACTIONS + ROOM, 0);
+                    landed.clear();
+                    landed.resize(prob.len() / ACTIONS + ROOM, 0);
+                    let teams = Teams {
+                        cells,
+                        degrees,
+                        prob,
+                        actions: &mut actions,
+                        landed: &mut landed,
+                    };
+                    let mut rng = Seed(SEED).block(Purpose::Step, *replica, step, *block);
+                    draw(&policy, teams, &mut rng, &mut work);
+                    black_box(&landed);
+                }
+            });
+        });
+    }
+}
+
+/// The rest of [`steps`]: the local function with the checks of what it wrote, and the arrivals.
+fn rest(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("rest");
+    group.throughput(Throughput::Elements(STATES as u64));
+    let mut rng = Seed(SEED).stream(Purpose::Sample, 0, 0, 2);
+    let model = grid(&mut rng);
+    let mu = [1.0 / STATES as f64; NEXT];
+    let (mut prob, mut reward) = ([0.0; ACTIONS * NEXT], [0.0; ACTIONS]);
+    group.bench_function("local function, checked", |bencher| {
+        bencher.iter(|| {
+            for s in 0..STATES {
+                let degree = model.graph.range(s).len();
+                let prob = &mut prob[..ACTIONS * degree];
+                model
+                    .local(s, black_box(&mu[..degree]), prob, &mut reward)
+                    .unwrap();
+            }
+        });
+    });
+    let mut next = Population::<i64>::empty(STATES);
+    group.bench_function("arrivals", |bencher| {
+        bencher.iter(|| {
+            next.clear();
+            for s in 0..STATES {
+                let row = model.graph.row(s);
+                next.add(row, &black_box([2; NEXT])[..row.len()]);
+            }
+            next.finish(10 * STATES as u64);
+        });
+    });
+}
+
+/// Agents a state.
+const LOADS: [(&str, u64); 5] = [
+    ("1", 1),
+    ("10", 10),
+    ("100", 100),
+    ("1e4", 10_000),
+    ("1e6", 1_000_000),
+];
+
+fn nothing<T>() -> Record<'static, T> {
+    Record {
+        counts: None,
+        actions: None,
+        rewards: None,
+        restarted: None,
+        flows: None,
+        used: false,
+    }
+}
+
+/// P of all states, as the local function of [`grid`] writes it.
+fn table(model: &Model) -> Vec<f64> {
+    let graph = &model.graph;
+    let (mut table, mut reward) = (Vec::new(), [0.0; ACTIONS]);
+    for s in 0..STATES {
+        let degree = graph.range(s).len();
+        let mut prob = vec![0.0; degree * ACTIONS];
+        model
+            .local(s, &vec![0.0; degree], &mut prob, &mut reward)
+            .unwrap();
+        table.extend(prob);
+    }
+    table
 }
 
 /// The grid, whose local function copies a table of transitions.

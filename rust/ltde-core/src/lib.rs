@@ -8,12 +8,13 @@
 //! - [`network`], [`softmax`], [`energy`]: the policies of two-layer networks
 //! - [`population`]: the counts of one replica; integers for finite N, fractions for infinity
 //! - `step`, `play`: one step of one block of states, and of one replica
-//! - `tiny`: teams of a few agents, moved one by one
+//! - [`teams`]: the teams of one block, their actions and moves
 //! - [`simulator`]: replicas, rollouts, the restart chain, threads
 //! - [`record`]: where a rollout writes
 //! - [`visitation`]: independent draws from the discounted visitation law
 //! - [`rng`], [`math`], [`binomial`], [`multinomial`]: addressed random numbers and samplers
-//! - [`simd`]: the same code for several instruction sets
+//! - `tiny`, `few`, `chain`: the samplers in vectors, by the number of agents
+//! - [`simd`]: vectors of eight lanes, on every instruction set
 //! - [`watch`]: interrupting a long call
 //! - [`error`]: what can go wrong
 
@@ -38,7 +39,7 @@ pub mod simd;
 pub mod simulator;
 pub mod softmax;
 mod step;
-mod teams;
+pub mod teams;
 mod tiny;
 pub mod visitation;
 pub mod watch;

@@ -5,8 +5,8 @@ use crate::policy::{Cell, TeamPolicy, Work};
 use crate::rng::BlockRng;
 use crate::tiny::{self, Team, play_tiny};
 
-/// Room behind the results.
-pub(crate) const ROOM: usize = tiny::WIDEST;
+/// Room behind the results, which is written to.
+pub const ROOM: usize = tiny::WIDEST;
 
 /// The teams of the occupied states of one block.
 #[derive(Debug)]
@@ -17,19 +17,14 @@ pub struct Teams<'a, T> {
     pub degrees: &'a [u32],
     /// P (A, |N_s|) of each, one after the other.
     pub prob: &'a [f64],
-    /// The team actions c(s, .) (cells, A), zero on arrival, and some room behind.
+    /// The team actions c(s, .) (cells, A), zero on arrival, and [`ROOM`] more.
     pub actions: &'a mut [T],
-    /// How many go to each neighbour (|N_s|,) of each, zero on arrival, and some room behind.
+    /// How many go to each neighbour (|N_s|,) of each, zero on arrival, and [`ROOM`] more.
     pub landed: &'a mut [T],
 }
 
 /// Draws the team actions, Eq. (3.2) or those of `policy`, and the next states, Eq. (2.7).
-pub(crate) fn draw<P: TeamPolicy>(
-    policy: &P,
-    teams: Teams<'_, i64>,
-    rng: &mut BlockRng,
-    work: &mut Work,
-) {
+pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng, work: &mut Work) {
     let Teams {
         cells,
         degrees,
