@@ -7,7 +7,7 @@ export CARGO_TERM_COLOR ?= never
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-rust test-python slow lint format bench docs wheel test-wheel demo clean
+.PHONY: help build test test-rust test-python slow lint sanitize format bench instructions docs wheel test-wheel demo clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ lint: build  ## rustfmt, clippy, rustdoc, ruff, mypy and stubtest, warnings as e
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest ltde._core
 
+sanitize:  ## Check the memory of the core: valgrind, and with a nightly Rust AddressSanitizer and Miri
+	sh tests/sanitize.sh
+
 format: build  ## Format Rust and Python
 	cargo fmt --all
 	$(BIN)/ruff check --fix .
@@ -59,6 +62,9 @@ bench: build  ## Measure speed beside peers and fill docs/performance.md
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/actors.py
 	cargo bench --locked
+
+instructions:  ## Count the instructions of a step under valgrind; ARGUMENTS=--accept takes them as the new ones
+	$(PYTHON) benchmarks/instructions.py $(ARGUMENTS)
 
 docs: $(VENV)/.docs  ## Build the documentation site into docs/_build/html
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html

@@ -47,6 +47,13 @@ fn main() {
     simulator
         .rollout(&policy, steps, false, nothing, &watch)
         .unwrap();
+    let mut counts = vec![0; STATES];
+    simulator.get_counts(&mut counts);
+    assert_eq!(
+        counts.iter().sum::<i64>(),
+        agents as i64,
+        "agents were lost"
+    );
     let draws = steps * STATES * ((ACTIONS - 1) + ACTIONS * (NEXT - 1));
     println!("{} {draws}", instruction_set().name());
 }
@@ -96,7 +103,7 @@ fn laws_of(graph: &Graph, s: usize) -> Vec<f64> {
     let row = graph.row(s);
     let meant = [
         s.wrapping_sub(SIDE),
-        s.wrapping_sub(usize::from(s % SIDE > 0)),
+        s.wrapping_sub(usize::from(!s.is_multiple_of(SIDE))),
         s,
         s + usize::from(s % SIDE < SIDE - 1),
         s + SIDE,

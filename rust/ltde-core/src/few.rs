@@ -3,8 +3,8 @@
 //! An agent is a uniform number x in (0, 1) that falls between two cumulative weights. Of x only
 //! the first 16 bits are drawn at first: a 64-bit word of a lane holds four agents of its row. An
 //! agent whose 16 bits are those of a cumulative weight (one in 2^16 for each) draws 52 bits more.
-//! The error in probability is that of the rounded cumulative weight, 2^-53 of the row's sum, and
-//! for small weights 2^-69. A category of weight zero is never hit.
+//! The error in probability is that of the cumulative weight, a few roundings of 2^-53 of the row's
+//! sum, and for small weights 2^-69. A category of weight zero is never hit.
 
 use crate::multinomial::Row;
 use crate::rng::{LaneRng, Words};
@@ -14,7 +14,7 @@ use crate::simd::{Eight, LANES, Real, Simd, Word};
 const AGENTS: usize = 4;
 
 /// Most agents of a row: their number in one place of a word fits into a byte.
-pub(crate) const MOST: i64 = (AGENTS * 255) as i64;
+pub(crate) const MOST: i64 = (AGENTS * 254) as i64;
 
 /// Values of 16 bits.
 const VALUES: f64 = 65_536.0;
@@ -172,7 +172,8 @@ fn play<S: Simd, const W: usize>(
         let scale = simd.real(VALUES) / total;
         let mut first_bits = [simd.word(0); W];
         for j in 0..inner {
-            let limit = sums[j] * scale;
+            // beyond the last agent where nothing follows, which the product may round away from
+            let limit = S::Real::select(sums[j].lt(total), sums[j] * scale, simd.real(VALUES));
             limit.store(&mut limits[j].0[at..]);
             first_bits[j] = whole_part(limit).1.spread16();
         }

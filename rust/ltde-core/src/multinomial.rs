@@ -60,8 +60,8 @@ pub struct Scratch {
 
 /// Adds an independent draw of every row to `out`, in vectors.
 ///
-/// Weights must be finite and non-negative, with a sum in (0, 1.5\] in every row; it need not be
-/// 1. The draws depend on the rows and their order, not on the instruction set.
+/// Weights must be finite and non-negative, with a sum between 1/2 and 3/2 in every row; it need not
+/// be 1. The draws depend on the rows and their order, not on the instruction set.
 pub fn draw_rows(
     rng: &mut BlockRng,
     rows: &[Row],

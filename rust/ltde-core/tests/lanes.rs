@@ -136,8 +136,7 @@ impl Kernel for Arithmetic {
         t.real("negative", |[x, ..]| -x);
         t.real("sqrt", |[x, ..]| x.sqrt());
         t.real("abs", |[x, ..]| x.abs());
-        // the sign of floor(-0.0) is open
-        t.real("floor", |[x, ..]| x.floor() + 0.0);
+        t.real("floor", |[x, ..]| x.floor());
         t.real("min", |[x, y, _]| x.min(y));
         t.mask("<", |[x, y, _]| x.lt(y));
         t.mask("<=", |[x, y, _]| x.le(y));
@@ -523,7 +522,7 @@ fn rejection_has_the_same_bits() {
                 1 => REJECTION_FROM / n,
                 _ => decades(&mut rng, least, 0.5f64.log10()),
             };
-            let p = p.clamp((REJECTION_FROM / n).next_up(), 0.5);
+            let p = p.max((REJECTION_FROM / n).next_up()).min(0.5);
             let mut uniform = || match rng.next_word() % 16 {
                 0 => end,
                 1 => 1.0 - end,
@@ -560,7 +559,7 @@ impl Kernel for Take {
         for part in 0..S::PARTS {
             let mut words = lanes.part(simd, part);
             for out in &mut out {
-                words.next().store(&mut out[part * S::WIDTH..]);
+                words.words().store(&mut out[part * S::WIDTH..]);
             }
             lanes.put_back(simd, part, words);
         }
@@ -1118,12 +1117,12 @@ fn numerator(set: InstructionSet, p: f64) -> u128 {
     first
 }
 
-/// p 2^68 without rounding, times 2^20.
+/// p 2^68 without rounding, times 2^40.
 fn exact_numerator(p: f64) -> u128 {
     let bits = p.to_bits();
     let mantissa = u128::from(bits & ((1 << 52) - 1) | 1 << 52);
-    let shift = (bits >> 52) as i32 - 1075 + 88;
-    assert!((0..=36).contains(&shift), "{p}");
+    let shift = (bits >> 52) as i32 - 1075 + 108;
+    assert!((0..=55).contains(&shift), "{p}");
     mantissa << shift
 }
 
@@ -1141,16 +1140,16 @@ fn ties_leave_the_probability_exact() {
                 continue;
             }
             for set in present() {
-                let (got, want) = (numerator(set, p) << 20, exact_numerator(p));
-                assert!(got.abs_diff(want) <= 1 << 19, "{}: {p}", set.name());
+                let (got, want) = (numerator(set, p) << 40, exact_numerator(p));
+                assert!(got.abs_diff(want) <= 1 << 39, "{}: {p}", set.name());
                 // the mutant that draws no rest is wrong by up to 2^-17
-                let mutant = want >> 72 << 72;
-                assert_eq!(mutant.abs_diff(want) <= 1 << 19, beside == 0.0, "{p}");
+                let mutant = want >> 92 << 92;
+                assert_eq!(mutant.abs_diff(want) <= 1 << 39, beside == 0.0, "{p}");
             }
             numbers += 1;
         }
     }
-    assert_eq!(numbers, 64);
+    assert_eq!(numbers, 62);
 }
 
 /// Two limits in one cell of 2^-16: the rest decides between three categories.
@@ -1219,7 +1218,9 @@ fn ties_in_all_places() {
                         assert_eq!(*counts, [want, n - want], "{n} {first} {second} {lane}");
                         let mut plain = Rng::from_words(state_before(next[lane], 1));
                         let used = 1 + if lane < 6 { ties } else { 0 };
-                        (0..used).for_each(|_| drop(plain.next_word()));
+                        for _ in 0..used {
+                            plain.next_word();
+                        }
                         assert_eq!(after.clone().lane(lane).next_word(), plain.next_word());
                     }
                 }
@@ -1242,56 +1243,51 @@ fn missing_agents_are_never_tied() {
     }
 }
 
-/// The largest 16 bits with the largest rest, for 20,000 sums in (0, 1.5]: categories of weight
-/// zero at the end of a row, or that only the other rows have, take nobody.
+/// The largest 16 bits with the largest rest, for sums in (0, 1.5] and for sums as of float32 rows:
+/// a category of weight zero at the end of a row takes nobody, and rows that are narrower than
+/// others of their eight lose nobody.
 #[test]
 fn zero_weights_at_the_end_are_never_hit() {
     let largest = [bits_of_value(65_535), u64::MAX, u64::MAX];
-    let states = [state_before(largest, 1); LANES];
+    let lanes = from_states([state_before(largest, 1); LANES]);
+    let rng = Seed(0).block(Purpose::Sample, 0, 0, 0).with_lanes(lanes);
+    let all = (1..=20_000).map(|i| f64::from(i) * 7.5e-5);
+    let near_one = (-10_000..=10_000).map(|i| 1.0 + f64::from(i) * 1e-10);
+    let sums: Vec<f64> = all.chain(near_one).collect();
     for set in present() {
         let mut scratch = Scratch::default();
         let (mut lost, mut hit) = (Vec::new(), Vec::new());
-        for i in 1..=20_000_u32 {
-            let sum = f64::from(i) * 7.5e-5;
-            let rng = Seed(0).block(Purpose::Sample, 0, 0, 0);
-            let rng = rng.with_lanes(from_states(states));
-            // widths 2, 3 and 5 in one group of eight
-            let weights = [0.25 * sum, 0.75 * sum, 0.0, 0.5, 0.1, 0.1, 0.1, 0.2];
+        for &sum in &sums {
             let row = |width: u32, weights: usize, out: usize| Row {
                 n: 1,
                 weights,
                 out,
                 width,
             };
-            let batch = Batch {
+            // widths 2, 3 and 5 in one group of eight
+            let mixed = Batch {
                 rows: vec![row(2, 0, 0), row(3, 0, 2), row(5, 3, 5)],
-                weights: weights.to_vec(),
+                weights: vec![0.25 * sum, 0.75 * sum, 0.0, 0.5, 0.1, 0.1, 0.1, 0.2],
                 out: vec![0; 10],
             };
-            let out = batch.draw(set, &mut rng.clone(), &mut scratch);
+            let out = mixed.draw(set, &mut rng.clone(), &mut scratch);
             if out[..2] != [0, 1] {
                 lost.push(sum);
             }
             if out[2..5] != [0, 1, 0] {
                 hit.push(sum);
             }
-            let alone = Batch {
-                rows: vec![row(3, 0, 2)],
-                ..batch
-            };
-            let out = alone.draw(set, &mut rng.clone(), &mut scratch);
-            if out[2..5] != [0, 1, 0] {
-                hit.push(sum);
-            }
         }
+        let near_one = |sums: &[f64]| sums.iter().filter(|&sum| (sum - 1.0).abs() < 1e-6).count();
         assert!(
             lost.is_empty() && hit.is_empty(),
-            "{}: agents lost for {} sums (first {:?}), weight zero hit for {} (first {:?})",
+            "{}: an agent lost for {} sums ({} near 1), weight zero hit for {} ({} near 1), as {:?}",
             set.name(),
             lost.len(),
-            lost.first(),
+            near_one(&lost),
             hit.len(),
-            hit.first()
+            near_one(&hit),
+            hit.last()
         );
     }
 }
@@ -1306,15 +1302,7 @@ fn zero_weights_at_the_end_are_never_hit() {
 /// and p (Agrawal, IEEE Trans. Inf. Theory 66(10), 2020). 2 x is the statistic of the
 /// likelihood-ratio chi-square test.
 fn surprise(counts: &[u64], law: &[f64]) -> f64 {
-    assert_eq!(counts.len(), law.len());
-    let draws: u64 = counts.iter().sum();
-    let x: f64 = counts
-        .iter()
-        .zip(law)
-        .filter(|&(&k, _)| k > 0)
-        .map(|(&k, &p)| k as f64 * (k as f64 / (draws as f64 * p)).ln())
-        .sum();
-    let free = (law.iter().filter(|&&p| p > 0.0).count() as f64 - 1.0).max(1.0);
+    let (x, free) = divergence(counts, law);
     if x == f64::INFINITY {
         x
     } else if x > free {
@@ -1324,27 +1312,45 @@ fn surprise(counts: &[u64], law: &[f64]) -> f64 {
     }
 }
 
+/// x and K - 1.
+fn divergence(counts: &[u64], law: &[f64]) -> (f64, f64) {
+    assert_eq!(counts.len(), law.len());
+    let draws: u64 = counts.iter().sum();
+    let x = counts
+        .iter()
+        .zip(law)
+        .filter(|&(&k, _)| k > 0)
+        .map(|(&k, &p)| k as f64 * (k as f64 / (draws as f64 * p)).ln())
+        .sum();
+    let possible = law.iter().filter(|&&p| p > 0.0).count();
+    (x, (possible as f64 - 1.0).max(1.0))
+}
+
 /// Keeps the false alarms of one test function below 10^-9, and its mutants.
 struct Verdict {
+    name: &'static str,
     limit: f64,
     tests: usize,
     made: usize,
+    /// The largest surprise, and the largest distance of the statistic from its mean in standard
+    /// deviations of the limit of many draws.
     largest: f64,
+    deviation: f64,
     /// The mutant that came nearest to passing.
     smallest_of_mutants: f64,
-    name: &'static str,
 }
 
 impl Verdict {
     /// For at most `tests` comparisons.
     fn new(name: &'static str, tests: usize) -> Self {
         Verdict {
+            name,
             limit: (1e9 * tests as f64).ln(),
             tests,
             made: 0,
             largest: 0.0,
+            deviation: f64::NEG_INFINITY,
             smallest_of_mutants: f64::INFINITY,
-            name,
         }
     }
 
@@ -1353,6 +1359,9 @@ impl Verdict {
         assert!(self.made <= self.tests);
         let nats = surprise(counts, law);
         self.largest = self.largest.max(nats);
+        let (x, free) = divergence(counts, law);
+        let deviation = (2.0 * x - free) / (2.0 * free).sqrt();
+        self.deviation = self.deviation.max(deviation);
         assert!(
             nats < self.limit,
             "{what:?}: {nats} nats\n{counts:?}\n{law:?}"
@@ -1371,9 +1380,18 @@ impl Verdict {
 
 impl Drop for Verdict {
     fn drop(&mut self) {
+        let Verdict {
+            name,
+            limit,
+            made,
+            largest,
+            deviation,
+            smallest_of_mutants: mutants,
+            ..
+        } = self;
         println!(
-            "{}: {} comparisons, at most {:.1} nats; limit {:.1}; mutants from {:.1}",
-            self.name, self.made, self.largest, self.limit, self.smallest_of_mutants
+            "{name}: {made} comparisons, at most {largest:.1} nats ({deviation:.1} sd); limit \
+             {limit:.1}; mutants from {mutants:.1}"
         );
     }
 }
@@ -1548,7 +1566,7 @@ fn law_of_up_to_three_agents() {
     }
 }
 
-const COUNTS: [i64; 14] = [
+const COUNTS: [i64; 13] = [
     1,
     4,
     5,
@@ -1562,7 +1580,6 @@ const COUNTS: [i64; 14] = [
     1000,
     100_000,
     1_000_000_000,
-    MAX_COUNT as i64,
 ];
 const PROBABILITIES: [f64; 7] = [1e-9, 1e-3, 0.02, 0.3, 0.5, 0.97, 1.0 - 1e-6];
 
@@ -1570,7 +1587,7 @@ const PROBABILITIES: [f64; 7] = [1e-9, 1e-3, 0.02, 0.3, 0.5, 0.97, 1.0 - 1e-6];
 fn draws_for(n: i64) -> usize {
     match n {
         ..=20 => 64 * 4000,
-        ..=1000 => 64 * 1000,
+        21..=1000 => 64 * 1000,
         _ => 64 * 2000,
     }
 }
@@ -1578,7 +1595,7 @@ fn draws_for(n: i64) -> usize {
 /// Marginals against exact binomial probabilities: of two categories, and of the middle one of five.
 /// Also the sum over the 64 rows of a block, which tells whether its lanes are independent. False
 /// alarms below 10^-9. The mutant has a p that is wrong by 20 standard errors of the sample and
-/// 200 / (n draws): by 0.02 in a hundred draws of 0.5 here where n = 1, and by 10^-12 at the largest.
+/// 200 / (n draws): for p = 0.5 by 0.021 where n = 1, and by 9 10^-7 where n = 10^9.
 fn marginals(name: &'static str, width: usize) {
     let mut verdict = Verdict::new(name, 600);
     for set in present() {

@@ -64,7 +64,8 @@ impl Real for f64 {
         const INTEGERS_FROM: f64 = (1u64 << 52) as f64;
         let t = self as i64 as f64;
         let floor = t - f64::from(u8::from(t > self));
-        if self.abs() < INTEGERS_FROM {
+        // -0 stays -0
+        if self.abs() < INTEGERS_FROM && self != 0.0 {
             floor
         } else {
             self
