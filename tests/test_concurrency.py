@@ -193,6 +193,10 @@ def test_as_many_workers_as_asked_for_and_none_for_one_thread(threads):
             return sum(name.startswith("ltde-") for name in names)
         simulator = make()
         simulator.rollout(policy, 2)
+        # a worker gives itself its name, maybe after a short call has ended
+        deadline = time.monotonic() + 10
+        while workers() < (threads if threads > 1 else 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
         print(workers())
         del simulator
         deadline = time.monotonic() + 10

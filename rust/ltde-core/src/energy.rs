@@ -572,7 +572,7 @@ impl<F: Copy + Into<f64> + Sync> TeamPolicy for EnergyPolicy<'_, F> {
     }
 
     fn sample(&self, teams: &[(Cell, i64)], rng: &mut BlockRng, _: &mut Work, out: &mut [i64]) {
-        let actions = out.len() / teams.len().max(1);
+        let actions = out.len() / teams.len();
         for (&(cell, n), out) in teams.iter().zip(out.chunks_exact_mut(actions)) {
             self.draw(cell.state, cell.density, n as u64, rng.single(), out);
         }

@@ -41,10 +41,11 @@ pub trait TeamPolicy: Sync {
     /// Fills `pi` (A,) with E[h(s)], the law of one agent's action.
     fn mean_action(&self, cell: Cell, pi: &mut [f64]);
 
-    /// Adds draws of the team actions c(s, .) of the states of one block to `out` (cells, A).
+    /// Adds draws of the team actions c(s, .) of the states of one block, one at least, to `out`
+    /// (cells, A).
     #[inline]
     fn sample(&self, teams: &[(Cell, i64)], rng: &mut BlockRng, work: &mut Work, out: &mut [i64]) {
-        let actions = out.len() / teams.len().max(1);
+        let actions = out.len() / teams.len();
         work.mean_actions(self, teams, actions);
         let Work {
             pi, rows, scratch, ..
@@ -145,6 +146,9 @@ pub fn sample_teams(
                     density: n as f64 / total,
                 };
                 teams.push((cell, n));
+            }
+            if teams.is_empty() {
+                continue;
             }
             drawn.clear();
             drawn.resize(teams.len() * actions, 0);

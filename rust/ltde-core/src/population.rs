@@ -106,7 +106,7 @@ impl Mass for f64 {
             actions,
             mut landed,
         } = teams;
-        let width = actions.len().saturating_sub(ROOM) / cells.len().max(1);
+        let width = (actions.len() - ROOM) / cells.len();
         work.mean_actions(policy, cells, width);
         let teams = actions
             .chunks_exact_mut(width)

@@ -8,7 +8,7 @@ use crate::tiny::{self, Team, play_tiny};
 /// Room behind the results, which is written to.
 pub const ROOM: usize = tiny::WIDEST;
 
-/// The teams of the occupied states of one block.
+/// The teams of the occupied states of one block, one at least.
 #[derive(Debug)]
 pub struct Teams<'a, T> {
     /// Where each team is, and how many they are.
@@ -32,7 +32,7 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
         actions,
         landed,
     } = teams;
-    let width = actions.len().saturating_sub(ROOM) / cells.len().max(1);
+    let width = (actions.len() - ROOM) / cells.len();
     let multinomial = policy.is_multinomial();
     if multinomial {
         work.mean_actions(policy, cells, width);
