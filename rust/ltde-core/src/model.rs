@@ -296,7 +296,7 @@ impl Model {
         reward: &mut [f64],
     ) -> std::result::Result<(), Fault> {
         self.write(s, mu, prob, reward)?;
-        self.check(reward_range, s, mu.len(), prob, reward)
+        self.check(reward_range, s, mu.len(), has_signs(prob), prob, reward)
     }
 
     /// Runs the local function of `s` at `mu` (|N_s|,).
@@ -321,7 +321,8 @@ impl Model {
             .map_err(|Raised| Fault::Raised)
     }
 
-    /// Checks what the local function of `s` wrote.
+    /// Checks what the local function of `s` wrote; `has_signs` says whether a sign bit may be set
+    /// in `prob`, as [`has_signs`] finds.
     ///
     /// # Errors
     /// The first [`Fault`] in the order of the actions. Rows of masked actions are not read.
@@ -331,17 +332,19 @@ impl Model {
         reward_range: (f64, f64),
         s: usize,
         degree: usize,
+        has_signs: bool,
         prob: &[f64],
         reward: &[f64],
     ) -> std::result::Result<(), Fault> {
-        if self.is_sound(reward_range, s, degree, prob, reward) {
+        if !has_signs && self.is_sound(reward_range, s, degree, prob, reward) {
             Ok(())
         } else {
             self.check_rows(reward_range, s, degree, prob, reward)
         }
     }
 
-    /// Whether all rows are sound beyond doubt: the quick form of [`Model::check_rows`].
+    /// Whether all rows are sound beyond doubt: the quick form of [`Model::check_rows`], for numbers
+    /// without signs.
     #[inline(always)]
     fn is_sound(
         &self,
@@ -352,8 +355,6 @@ impl Model {
         reward: &[f64],
     ) -> bool {
         let (lo, hi) = range;
-        // signs first, all together: this is what vectors are good at
-        let signs = prob.iter().fold(0, |signs, p| signs | p.to_bits());
         for ((row, &r), &allowed) in prob.chunks_exact(degree).zip(reward).zip(self.allowed(s)) {
             let mut sum = 0.0;
             for &p in row {
@@ -364,7 +365,7 @@ impl Model {
                 return false;
             }
         }
-        signs >> 63 == 0
+        true
     }
 
     #[cold]
@@ -453,4 +454,10 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// Whether some number has its sign bit set. For many at once, which is what vectors are good at.
+#[inline(always)]
+pub(crate) fn has_signs(prob: &[f64]) -> bool {
+    prob.iter().fold(0, |signs, p| signs | p.to_bits()) >> 63 != 0
 }

@@ -1,7 +1,7 @@
 //! One step of one replica: team actions, next states, team rewards (Eq. (2.7), (3.4), (3.5),
 //! with the weight mu(s) of Lemma 3.1 in the reward).
 
-use crate::model::{Fault, Model, ModelError};
+use crate::model::{Fault, Model, ModelError, has_signs};
 use crate::policy::{Cell, TeamPolicy, Work};
 use crate::population::{Mass, Population};
 use crate::rng::{BLOCK, Purpose, Seed};
@@ -217,7 +217,8 @@ impl<T: Mass> Workspace<T> {
     ) -> Result<(), Box<ModelError>> {
         let model = context.model;
         let width = model.n_actions;
-        let (mut prob, range) = (self.prob.as_slice(), model.reward_range);
+        let (mut prob, range) = (&self.prob[..self.size], model.reward_range);
+        let signs = has_signs(prob);
         let states = self.cells.iter().zip(&self.degrees);
         for (((cell, _), &degree), reward) in states.zip(self.reward.chunks_exact(width)) {
             let (s, degree) = (cell.state, degree as usize);
@@ -225,11 +226,11 @@ impl<T: Mass> Workspace<T> {
             (own, prob) = prob.split_at(width * degree);
             // one copy of the code for each small |N_s|: its loops are unrolled
             let checked = match degree {
-                2 => model.check(range, s, 2, own, reward),
-                3 => model.check(range, s, 3, own, reward),
-                4 => model.check(range, s, 4, own, reward),
-                5 => model.check(range, s, 5, own, reward),
-                _ => model.check(range, s, degree, own, reward),
+                2 => model.check(range, s, 2, signs, own, reward),
+                3 => model.check(range, s, 3, signs, own, reward),
+                4 => model.check(range, s, 4, signs, own, reward),
+                5 => model.check(range, s, 5, signs, own, reward),
+                _ => model.check(range, s, degree, signs, own, reward),
             };
             if let Err(fault) = checked {
                 return Err(context.error(fault, s, now));
