@@ -89,15 +89,42 @@ impl<const N: usize> Queue<N> {
         for (value, field) in values.iter_mut().zip(&*self.fields) {
             *value = simd.load(&field[at..]);
         }
-        (values, indices(simd, i).lt(simd.real(self.len as f64)))
+        const FROM_ZERO: [f64; LANES] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+        let live = simd
+            .load(&FROM_ZERO)
+            .lt(simd.real(self.len as f64 - i as f64));
+        (values, live)
     }
 }
 
-/// i, i + 1, ...
+/// w / tail and rest / tail. Products with the reciprocal are quicker than a second division, and
+/// as good but where the reciprocal may overflow. Zero stays zero, so what is certain stays certain.
+#[inline(always)]
+fn conditional<V: Real>(w: V, tail: V, rest: V) -> (V, V) {
+    const LEAST: f64 = 1e-300;
+    let one = tail.of(1.0);
+    let reciprocal = one / tail;
+    let (p, q) = (w * reciprocal, rest * reciprocal);
+    // each lane by itself: what is beside it must not matter
+    let tiny = tail.lt(tail.of(LEAST));
+    if tiny.any() {
+        // nobody is left where nothing is
+        let tail = V::select(tail.of(0.0).lt(tail), tail, one);
+        (
+            V::select(tiny, w / tail, p),
+            V::select(tiny, rest / tail, q),
+        )
+    } else {
+        (p, q)
+    }
+}
+
+/// The words i, i + 1, ..., as bits of numbers: they are only moved.
 #[inline(always)]
 fn indices<S: Simd>(simd: S, i: usize) -> S::Real {
-    const FROM_ZERO: [f64; LANES] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
-    simd.load(&FROM_ZERO) + i as f64
+    simd.load_words(&[0, 1, 2, 3, 4, 5, 6, 7])
+        .plus(simd.word(i as u64))
+        .to_real()
 }
 
 /// Adds a draw of every row to `out`.
@@ -133,12 +160,14 @@ fn put<S: Simd>(
     values: S::Real,
     drawn: &mut [Eight<f64>],
 ) {
-    let nowhere = simd.real(((drawn.len() - 1) * LANES) as f64);
-    let (mut to, mut what) = ([0.0; LANES], [0.0; LANES]);
-    S::Real::select(mask, index, nowhere).store(&mut to);
+    let nowhere = simd.word(((drawn.len() - 1) * LANES) as u64).to_real();
+    let (mut to, mut what) = ([0; LANES], [0.0; LANES]);
+    S::Real::select(mask, index, nowhere)
+        .to_bits()
+        .store(&mut to);
     values.store(&mut what);
-    for (to, what) in to.iter().zip(what).take(S::WIDTH) {
-        let row = *to as i64 as usize;
+    for (&to, what) in to.iter().zip(what).take(S::WIDTH) {
+        let row = to as usize;
         drawn[row / LANES].0[row % LANES] = what;
     }
 }
@@ -222,10 +251,11 @@ impl Rows {
                 let at = part * S::WIDTH;
                 let n = simd.load(&left.0[at..]);
                 let tail = simd.load(&tails.0[at..]);
-                // nobody is left where nothing is
-                let tail = S::Real::select(zero.lt(tail), tail, one);
-                let p = simd.load(&weights.0[at..]) / tail;
-                let q = simd.load(&next_tails.0[at..]) / tail;
+                let (p, q) = conditional(
+                    simd.load(&weights.0[at..]),
+                    tail,
+                    simd.load(&next_tails.0[at..]),
+                );
                 let flip = q.lt(p);
                 S::Real::select(flip, one, zero).store(&mut flipped.0[at..]);
                 let (p, q) = (S::Real::select(flip, q, p), S::Real::select(flip, p, q));
