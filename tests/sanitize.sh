@@ -7,10 +7,7 @@ set -u
 cd "$(dirname "$0")/.."
 
 host=$(rustc -vV | sed -n 's/^host: //p')
-samplers='--test samplers'
-if [ -f rust/ltde-core/tests/lanes.rs ]; then
-    samplers="$samplers --test lanes"
-fi
+samplers='--test samplers --test lanes'
 # without what takes millions of draws in the lanes: `make test` has it
 quick='--skip law_of --skip marginals_of --skip covariances --skip ties_leave'
 failed=0

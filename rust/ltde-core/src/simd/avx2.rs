@@ -59,30 +59,6 @@ impl Simd for Avx2 {
     }
 }
 
-macro_rules! operator {
-    ($trait:ident, $method:ident, $type:ident, $intrinsic:ident) => {
-        impl $trait for $type {
-            type Output = $type;
-            #[inline(always)]
-            fn $method(self, other: $type) -> $type {
-                $type(unsafe { $intrinsic(self.0, other.0) })
-            }
-        }
-    };
-}
-
-macro_rules! operator_with_number {
-    ($trait:ident, $method:ident) => {
-        impl $trait<f64> for F {
-            type Output = F;
-            #[inline(always)]
-            fn $method(self, other: f64) -> F {
-                self.$method(self.of(other))
-            }
-        }
-    };
-}
-
 operator!(Add, add, F, _mm256_add_pd);
 operator!(Sub, sub, F, _mm256_sub_pd);
 operator!(Mul, mul, F, _mm256_mul_pd);

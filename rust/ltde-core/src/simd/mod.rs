@@ -15,6 +15,34 @@
 //!
 //! Loads and stores go through slices and check their lengths; no address is computed.
 
+/// Operators of a vector type by one intrinsic.
+#[cfg(target_arch = "x86_64")]
+macro_rules! operator {
+    ($trait:ident, $method:ident, $type:ident, $intrinsic:ident) => {
+        impl $trait for $type {
+            type Output = $type;
+            #[inline(always)]
+            fn $method(self, other: $type) -> $type {
+                $type(unsafe { $intrinsic(self.0, other.0) })
+            }
+        }
+    };
+}
+
+/// Operators of a vector and a number in every lane.
+#[cfg(target_arch = "x86_64")]
+macro_rules! operator_with_number {
+    ($trait:ident, $method:ident) => {
+        impl $trait<f64> for F {
+            type Output = F;
+            #[inline(always)]
+            fn $method(self, other: f64) -> F {
+                self.$method(self.of(other))
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -267,7 +295,7 @@ pub fn instruction_set() -> InstructionSet {
     }
 }
 
-/// The instruction set that `LTDE_INSTRUCTION_SET` names, if it is set.
+/// The instruction set that `LTDE_INSTRUCTION_SET` names, if it is set and not empty.
 ///
 /// # Errors
 /// [`crate::Error::Value`] for a name that is none; [`instruction_set`] takes it for not set.
@@ -276,6 +304,9 @@ pub fn asked() -> Result<Option<InstructionSet>> {
         return Ok(None);
     };
     let name = name.to_string_lossy();
+    if name.is_empty() {
+        return Ok(None);
+    }
     match InstructionSet::ALL
         .into_iter()
         .find(|set| set.name().eq_ignore_ascii_case(&name))
