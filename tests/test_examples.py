@@ -143,7 +143,7 @@ def test_the_oracle_bounds_the_learner():
     reached = {int(row[0]): float(row[-1]) for row in lines}
     assert list(table) == [1, 2, 4]
     for uniform, learned, of_many, best, bound in table.values():
-        assert uniform + 0.03 < min(learned, of_many)
+        assert uniform + 0.05 < learned
         assert max(learned, of_many) <= best <= bound + 1e-5
     # alone, an agent sees everything; with others it does not
     assert abs(table[1][3] - table[1][4]) < 1e-4

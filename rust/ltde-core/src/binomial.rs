@@ -7,9 +7,9 @@
 //! - n min(p, q) < 10: inversion by sequential search from 0 (Kachitvichyanukul and Schmeiser's
 //!   BINV), q^n as exp(n ln1p(-p)).
 //! - otherwise: transformed rejection with squeeze (Hörmann's BTRS, J. Stat. Comput. Simul.
-//!   46, 1993), with the exact product near the mode and the second squeeze of his BTRD. The hat
-//!   dominates for n p >= 10; that and both squeezes are checked deterministically on dense
-//!   grids by the tests.
+//!   46, 1993), with the second squeeze of his BTRD and, for single numbers, its exact product
+//!   near the mode. The hat dominates for n p >= 10; that and both squeezes are checked
+//!   deterministically on dense grids by the tests.
 //!
 //! **Numerics.** k is drawn as floor(n p) + floor(offset), so that no bit is lost up to 2^53;
 //! the logarithm of a ratio of probabilities is computed in the `log1p` form, whose error is
@@ -76,7 +76,7 @@ pub(crate) fn inversion<V: Real>(u: V, n: V, p: V, q: V) -> V {
             break;
         }
         k = k + V::select(beyond, one, zero);
-        // zero from k = n on: a / (n + 1) = odds
+        // zero up to rounding from k = n on, a / (n + 1) = odds; the minimum below sees to it
         mass = mass * (a * reciprocal - odds);
         sum = sum + mass;
     }

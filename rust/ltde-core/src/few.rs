@@ -115,14 +115,11 @@ fn arrange_all(
 /// Writes the weights of each row into its lane, all of the same width.
 #[inline(always)]
 fn arrange<const W: usize>(group: &[Row], weights: &[f64], columns: &mut [Eight<f64>]) {
-    let Some(columns) = columns.first_chunk_mut::<W>() else {
-        return;
-    };
+    let columns = &mut columns[..W];
     for (lane, row) in group.iter().enumerate() {
-        if let Some(weights) = weights[row.weights..].first_chunk::<W>() {
-            for (column, &w) in columns.iter_mut().zip(weights) {
-                column.0[lane % LANES] = w;
-            }
+        let weights = &weights[row.weights..][..W];
+        for (column, &w) in columns.iter_mut().zip(weights) {
+            column.0[lane % LANES] = w;
         }
     }
 }

@@ -272,7 +272,7 @@ impl Model {
     /// Runs the local function of `s` at `mu` (|N_s|,) and checks what it wrote.
     ///
     /// # Errors
-    /// The first [`Fault`] in the order of the actions. Rows of masked actions are not read.
+    /// The first [`Fault`] in the order of the actions. Rows of masked actions do not matter.
     #[inline(always)]
     pub fn local(
         &self,
@@ -325,7 +325,7 @@ impl Model {
     /// in `prob`, as [`has_signs`] finds.
     ///
     /// # Errors
-    /// The first [`Fault`] in the order of the actions. Rows of masked actions are not read.
+    /// The first [`Fault`] in the order of the actions. Rows of masked actions do not matter.
     #[inline(always)]
     pub(crate) fn check(
         &self,
@@ -456,7 +456,8 @@ impl Model {
     }
 }
 
-/// Whether some number has its sign bit set. For many at once, which is what vectors are good at.
+/// Whether some number has its sign bit set, be it -0. For many at once, which is what vectors are
+/// good at.
 #[inline(always)]
 pub(crate) fn has_signs(prob: &[f64]) -> bool {
     prob.iter().fold(0, |signs, p| signs | p.to_bits()) >> 63 != 0

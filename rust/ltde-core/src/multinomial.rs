@@ -6,8 +6,8 @@
 //! category of weight zero is never hit and rows that sum to 1 +- eps are renormalised (no
 //! `1 - running sum` anywhere).
 //!
-//! Many rows are drawn together in vectors, [`draw_rows`]; single rows, and those with too many
-//! categories, one after the other, [`multinomial_add`].
+//! Many rows are drawn together in vectors, [`draw_rows`]; single rows, and those with one category
+//! or too many, one after the other, [`multinomial_add`].
 
 use crate::binomial::binomial;
 use crate::chain;
@@ -153,6 +153,7 @@ impl Scratch {
         self.keys.resize(rows.len(), 0);
         for (key, row) in self.keys.iter_mut().zip(rows) {
             // no branch where teams are small: it is hard to predict
+            debug_assert!(row.n > 0 && row.width > 0, "{row:?}");
             *key = if row.n <= LIMITS[(row.width as usize).min(few::WIDEST + 1)] {
                 few::rounds(row.n)
             } else if (2..=few::WIDEST as u32).contains(&row.width) {
@@ -205,8 +206,8 @@ pub fn multinomial_add<R: Words>(
 const LANES: usize = 4;
 
 /// Draws agents one by one. Each compares one uniform below the total with the cumulative weights;
-/// the error in probability is that of one rounding, 2^-53 of the row's sum. A category of weight
-/// zero is never hit: its limit is that of the category before it, or the total.
+/// the error in probability is that of their sums, K - 1 roundings of 2^-53 at most. A category of
+/// weight zero is never hit: its limit is that of the category before it, or the total.
 fn few_of_many<R: Words>(
     rng: &mut R,
     n: i64,

@@ -54,7 +54,7 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
                 n: n as u32,
                 degree,
                 actions: (i * width) as u32,
-                prob: first_row as u32,
+                prob: first_row,
                 landed: first as u32,
             });
         } else if multinomial {

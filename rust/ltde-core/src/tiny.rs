@@ -2,7 +2,8 @@
 //! lane.
 //!
 //! The law is that of a multinomial team action, Eq. (3.2), followed by the multinomials of its
-//! rows, Eq. (2.7): agents of a team are independent given the densities.
+//! rows, Eq. (2.7): agents of a team are independent given the densities. The error in probability
+//! is that of the sums of weights, K - 1 roundings of 2^-53 at most.
 
 use crate::rng::{BlockRng, LaneRng};
 use crate::simd::{Eight, Kernel, LANES, Real, Simd, dispatch};
@@ -31,7 +32,7 @@ pub(crate) struct Team {
     /// In `pi` and `actions`.
     pub actions: u32,
     /// In `prob`.
-    pub prob: u32,
+    pub prob: usize,
     /// In `landed`.
     pub landed: u32,
 }
@@ -42,7 +43,7 @@ pub(crate) struct Scratch {
     /// Index of the team of each agent.
     agents: Vec<u32>,
     /// Where the row of its action begins.
-    rows: Vec<u32>,
+    rows: Vec<usize>,
     uniforms: Vec<Eight<f64>>,
     /// How often each choice was made up to each agent: a byte for each choice, modulo 2^64. To
     /// count in memory would be slow, since an agent often counts where the one before did.
@@ -162,7 +163,7 @@ fn play<S: Simd>(
     for (((agents, rows), uniforms), sums) in chosen.zip(sums[1..].chunks_mut(LANES)) {
         let chosen = agents.iter().zip(rows).zip(&uniforms.0).zip(sums);
         for (((&i, &row), &u), place) in chosen {
-            let row = &prob[row as usize..];
+            let row = &prob[row..];
             let next = match teams[i as usize].degree {
                 1 => 0,
                 2 => choose::<2>(u, row),
@@ -213,7 +214,7 @@ fn act<const A: usize>(
     uniforms: &[Eight<f64>],
     pi: &[f64],
     sums: &mut [u64],
-    rows: &mut [u32],
+    rows: &mut [usize],
 ) {
     let mut sum = 0u64;
     sums[0] = 0;
@@ -228,7 +229,7 @@ fn act<const A: usize>(
             let action = choose::<A>(u, &pi[team.actions as usize..]);
             sum = sum.wrapping_add(1 << (8 * action));
             *place = sum;
-            *row = team.prob + action as u32 * team.degree;
+            *row = team.prob + action * team.degree as usize;
         }
     }
 }
@@ -238,9 +239,7 @@ fn act<const A: usize>(
 /// never hit: the product stays below the total, since u is at most 1 - 2^-53.
 #[inline(always)]
 fn choose<const K: usize>(u: f64, weights: &[f64]) -> usize {
-    let Some(weights) = weights.first_chunk::<K>() else {
-        return 0;
-    };
+    let weights = &weights[..K];
     let mut limits = [0.0; K];
     let mut total = 0.0;
     for (limit, &w) in limits.iter_mut().zip(weights) {

@@ -10,7 +10,7 @@
 //! it holds two kinds:
 //! - calls of intrinsics, which ask for their instruction set. They take or are followed by a value
 //!   of a vector type of that set, and such values come only from [`Avx2`] or [`Avx512`], which
-//!   only [`dispatch`] makes, after it has asked the processor;
+//!   are made only after the processor has been asked;
 //! - calls of the functions `with_avx2` and `with_avx512`, which ask for the same.
 //!
 //! Loads and stores go through slices and check their lengths; no address is computed.
