@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+export EMULATOR
 export CARGO_TERM_COLOR ?= never
 
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-rust test-python slow lint sanitize format bench instructions docs wheel test-wheel demo clean
+.PHONY: help build test test-rust test-python slow lint sanitize emulate format bench instructions docs wheel test-wheel demo clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +50,9 @@ lint: build  ## rustfmt, clippy, rustdoc, ruff, mypy and stubtest, warnings as e
 
 sanitize:  ## Check the memory of the core: valgrind, and with a nightly Rust AddressSanitizer and Miri
 	sh tests/sanitize.sh
+
+emulate:  ## Test the AVX-512 code of the core in an emulator: EMULATOR="sde64 -skx --"
+	sh tests/emulate.sh
 
 format: build  ## Format Rust and Python
 	cargo fmt --all

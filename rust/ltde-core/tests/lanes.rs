@@ -19,6 +19,14 @@ fn present() -> impl Iterator<Item = InstructionSet> {
     InstructionSet::ALL.into_iter().filter(|set| set.is_there())
 }
 
+/// Whether a run compares AVX-512 shows in what this prints (tests/emulate.sh reads it).
+#[test]
+fn instruction_sets_are_named() {
+    let names: Vec<&str> = present().map(InstructionSet::name).collect();
+    println!("instruction sets: {}", names.join(", "));
+    assert_eq!(names[0], "portable");
+}
+
 /// Words for inputs.
 fn words(tag: u64) -> Rng {
     Seed(tag).stream(Purpose::Sample, 0, 0, 0)
