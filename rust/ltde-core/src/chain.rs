@@ -35,7 +35,7 @@ struct Rows {
     /// What is drawn: how often the rarer outcome comes, and 1 where that is to go elsewhere.
     drawn: Vec<Eight<f64>>,
     flipped: Vec<Eight<f64>>,
-    /// The same as integers, (width, groups).
+    /// How many go to each category, (width, groups).
     counts: Vec<Eight<i64>>,
 }
 
@@ -232,15 +232,14 @@ impl Rows {
             flipped,
             counts,
         } = self;
-        let count = *groups;
-        let groups = *groups;
+        let size = *groups;
         let (one, zero) = (simd.real(1.0), simd.real(0.0));
         waiting.small.len = 0;
         waiting.tested.len = 0;
-        let columns = weights[j * groups..]
+        let columns = weights[j * size..]
             .iter()
-            .zip(&tails[j * groups..])
-            .zip(&tails[(j + 1) * groups..]);
+            .zip(&tails[j * size..])
+            .zip(&tails[(j + 1) * size..]);
         let groups = left.iter_mut().zip(&mut *drawn).zip(&mut *flipped);
         for (group, (((left, drawn), flipped), ((weights, tails), next_tails))) in
             groups.zip(columns).enumerate()
@@ -285,7 +284,7 @@ impl Rows {
         }
         waiting.reject(simd, rng, drawn);
         waiting.invert(simd, rng, drawn);
-        let (counts, rest) = counts[j * count..].split_at_mut(count);
+        let (counts, rest) = counts[j * size..].split_at_mut(size);
         let results = counts.iter_mut().zip(rest);
         for (((left, drawn), flipped), (counts, rest)) in
             left.iter_mut().zip(drawn).zip(flipped).zip(results)

@@ -181,7 +181,7 @@ impl<T: Mass> Workspace<T> {
         for (m, &y) in mu.iter_mut().zip(row) {
             *m = densities[y as usize];
         }
-        // grown, never cleared: `Model::local` does that where it writes
+        // grown, never cleared: `Model::write` does that where it writes
         let (first, i) = (self.size, self.cells.len() * width);
         self.size += width * row.len();
         if self.prob.len() < self.size {

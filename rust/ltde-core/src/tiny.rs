@@ -1,5 +1,5 @@
-//! Tiny teams: the action and the next state of each agent are drawn together, one agent in each
-//! lane.
+//! Tiny teams: the action and the next state of each agent are drawn together, agent by agent. Only
+//! their uniform numbers come in vectors, entry i in lane i mod 8.
 //!
 //! The law is that of a multinomial team action, Eq. (3.2), followed by the multinomials of its
 //! rows, Eq. (2.7): agents of a team are independent given the densities. The error in probability
