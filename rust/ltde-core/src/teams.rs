@@ -3,7 +3,8 @@
 use crate::multinomial::{Row, draw_rows};
 use crate::policy::{Cell, TeamPolicy, Work};
 use crate::rng::BlockRng;
-use crate::tiny::{self, Team, play_tiny};
+use crate::simd::dispatch;
+use crate::tiny::{self, PlayTiny, Team};
 
 /// Room behind the results, which is written to.
 pub const ROOM: usize = tiny::WIDEST;
@@ -69,13 +70,16 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
         first_row += width * degree as usize;
     }
     if !tiny.is_empty() {
-        let arrays = tiny::Arrays {
+        dispatch(PlayTiny {
+            rng,
+            teams: tiny,
+            width,
             pi,
             prob,
             actions,
             landed,
-        };
-        play_tiny(rng, tiny, width, arrays, scratch.tiny());
+            scratch: scratch.tiny(),
+        });
     }
     if tiny.len() == cells.len() {
         return;

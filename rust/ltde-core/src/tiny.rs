@@ -6,7 +6,7 @@
 //! is that of the sums of weights, K - 1 roundings of 2^-53 at most.
 
 use crate::rng::{BlockRng, LaneRng};
-use crate::simd::{Eight, Kernel, LANES, Real, Simd, dispatch};
+use crate::simd::{Eight, Kernel, LANES, Real, Simd};
 
 /// Most agents of a tiny team; measured on the whole step.
 const MOST: i64 = 16;
@@ -50,9 +50,13 @@ pub(crate) struct Scratch {
     sums: Vec<u64>,
 }
 
-/// The laws and the results of a block of states.
+/// Draws actions and next states of all agents of some teams.
 #[derive(Debug)]
-pub(crate) struct Arrays<'a> {
+pub(crate) struct PlayTiny<'a> {
+    pub rng: &'a mut BlockRng,
+    pub teams: &'a [Team],
+    /// Number of actions A.
+    pub width: usize,
     /// pi (A,) of each state.
     pub pi: &'a [f64],
     /// P (A, |N_s|) of each state.
@@ -62,31 +66,7 @@ pub(crate) struct Arrays<'a> {
     /// How many go to each neighbour (|N_s|,) of each state, zero on arrival; with room for
     /// [`WIDEST`] more.
     pub landed: &'a mut [i64],
-}
-
-/// Draws actions and next states of all agents of `teams`; `width` is the number of actions.
-pub(crate) fn play_tiny(
-    rng: &mut BlockRng,
-    teams: &[Team],
-    width: usize,
-    arrays: Arrays<'_>,
-    scratch: &mut Scratch,
-) {
-    dispatch(PlayTiny {
-        rng,
-        teams,
-        width,
-        arrays,
-        scratch,
-    });
-}
-
-struct PlayTiny<'a> {
-    rng: &'a mut BlockRng,
-    teams: &'a [Team],
-    width: usize,
-    arrays: Arrays<'a>,
-    scratch: &'a mut Scratch,
+    pub scratch: &'a mut Scratch,
 }
 
 impl Kernel for PlayTiny<'_> {
@@ -98,92 +78,78 @@ impl Kernel for PlayTiny<'_> {
             rng,
             teams,
             width,
-            arrays,
+            pi,
+            prob,
+            actions,
+            landed,
             scratch,
         } = self;
-        play(simd, rng.lanes(simd), teams, width, arrays, scratch);
-    }
-}
-
-#[inline(always)]
-fn play<S: Simd>(
-    simd: S,
-    rng: &mut LaneRng,
-    teams: &[Team],
-    width: usize,
-    arrays: Arrays<'_>,
-    scratch: &mut Scratch,
-) {
-    let Arrays {
-        pi,
-        prob,
-        actions,
-        landed,
-    } = arrays;
-    let Scratch {
-        agents,
-        rows,
-        uniforms,
-        sums,
-    } = scratch;
-    // all that a team may have, and back to what it has: no branch on its size
-    agents.resize((teams.len() * ROOM).max(agents.len()), 0);
-    let mut len = 0;
-    for (i, team) in teams.iter().enumerate() {
-        agents[len..][..ROOM].copy_from_slice(&[i as u32; ROOM]);
-        len += (team.n as usize).min(ROOM);
-    }
-    let agents = &agents[..len];
-    rows.resize(len.max(rows.len()), 0);
-    sums.resize((len + 1).max(sums.len()), 0);
-    let groups = len.div_ceil(LANES);
-    uniforms.resize(groups.max(uniforms.len()), Eight::default());
-    fill(simd, rng, &mut uniforms[..groups]);
-    // one copy of the code for each width: its loops are unrolled
-    match width {
-        1 => act::<1>(teams, agents, uniforms, pi, sums, rows),
-        2 => act::<2>(teams, agents, uniforms, pi, sums, rows),
-        3 => act::<3>(teams, agents, uniforms, pi, sums, rows),
-        4 => act::<4>(teams, agents, uniforms, pi, sums, rows),
-        5 => act::<5>(teams, agents, uniforms, pi, sums, rows),
-        6 => act::<6>(teams, agents, uniforms, pi, sums, rows),
-        7 => act::<7>(teams, agents, uniforms, pi, sums, rows),
-        _ => act::<8>(teams, agents, uniforms, pi, sums, rows),
-    }
-    let mut first = 0;
-    for team in teams {
-        let n = team.n as usize;
-        let counts = sums[first + n].wrapping_sub(sums[first]);
-        unpack(counts, &mut actions[team.actions as usize..]);
-        first += n;
-    }
-    fill(simd, rng, &mut uniforms[..groups]);
-    let mut sum = 0u64;
-    let chosen = agents.chunks(LANES).zip(rows.chunks(LANES)).zip(&*uniforms);
-    for (((agents, rows), uniforms), sums) in chosen.zip(sums[1..].chunks_mut(LANES)) {
-        let chosen = agents.iter().zip(rows).zip(&uniforms.0).zip(sums);
-        for (((&i, &row), &u), place) in chosen {
-            let row = &prob[row..];
-            let next = match teams[i as usize].degree {
-                1 => 0,
-                2 => choose::<2>(u, row),
-                3 => choose::<3>(u, row),
-                4 => choose::<4>(u, row),
-                5 => choose::<5>(u, row),
-                6 => choose::<6>(u, row),
-                7 => choose::<7>(u, row),
-                _ => choose::<8>(u, row),
-            };
-            sum = sum.wrapping_add(1 << (8 * next));
-            *place = sum;
+        let rng = rng.lanes(simd);
+        let Scratch {
+            agents,
+            rows,
+            uniforms,
+            sums,
+        } = scratch;
+        // all that a team may have, and back to what it has: no branch on its size
+        agents.resize((teams.len() * ROOM).max(agents.len()), 0);
+        let mut len = 0;
+        for (i, team) in teams.iter().enumerate() {
+            agents[len..][..ROOM].copy_from_slice(&[i as u32; ROOM]);
+            len += (team.n as usize).min(ROOM);
         }
-    }
-    let mut first = 0;
-    for team in teams {
-        let n = team.n as usize;
-        let counts = sums[first + n].wrapping_sub(sums[first]);
-        unpack(counts, &mut landed[team.landed as usize..]);
-        first += n;
+        let agents = &agents[..len];
+        rows.resize(len.max(rows.len()), 0);
+        sums.resize((len + 1).max(sums.len()), 0);
+        let groups = len.div_ceil(LANES);
+        uniforms.resize(groups.max(uniforms.len()), Eight::default());
+        fill(simd, rng, &mut uniforms[..groups]);
+        // one copy of the code for each width: its loops are unrolled
+        match width {
+            1 => act::<1>(teams, agents, uniforms, pi, sums, rows),
+            2 => act::<2>(teams, agents, uniforms, pi, sums, rows),
+            3 => act::<3>(teams, agents, uniforms, pi, sums, rows),
+            4 => act::<4>(teams, agents, uniforms, pi, sums, rows),
+            5 => act::<5>(teams, agents, uniforms, pi, sums, rows),
+            6 => act::<6>(teams, agents, uniforms, pi, sums, rows),
+            7 => act::<7>(teams, agents, uniforms, pi, sums, rows),
+            _ => act::<8>(teams, agents, uniforms, pi, sums, rows),
+        }
+        let mut first = 0;
+        for team in teams {
+            let n = team.n as usize;
+            let counts = sums[first + n].wrapping_sub(sums[first]);
+            unpack(counts, &mut actions[team.actions as usize..]);
+            first += n;
+        }
+        fill(simd, rng, &mut uniforms[..groups]);
+        let mut sum = 0u64;
+        let chosen = agents.chunks(LANES).zip(rows.chunks(LANES)).zip(&*uniforms);
+        for (((agents, rows), uniforms), sums) in chosen.zip(sums[1..].chunks_mut(LANES)) {
+            let chosen = agents.iter().zip(rows).zip(&uniforms.0).zip(sums);
+            for (((&i, &row), &u), place) in chosen {
+                let row = &prob[row..];
+                let next = match teams[i as usize].degree {
+                    1 => 0,
+                    2 => choose::<2>(u, row),
+                    3 => choose::<3>(u, row),
+                    4 => choose::<4>(u, row),
+                    5 => choose::<5>(u, row),
+                    6 => choose::<6>(u, row),
+                    7 => choose::<7>(u, row),
+                    _ => choose::<8>(u, row),
+                };
+                sum = sum.wrapping_add(1 << (8 * next));
+                *place = sum;
+            }
+        }
+        let mut first = 0;
+        for team in teams {
+            let n = team.n as usize;
+            let counts = sums[first + n].wrapping_sub(sums[first]);
+            unpack(counts, &mut landed[team.landed as usize..]);
+            first += n;
+        }
     }
 }
 
