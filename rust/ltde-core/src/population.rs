@@ -6,6 +6,7 @@ use crate::initial::{DrawAddress, Initial};
 use crate::multinomial::Scratch;
 use crate::policy::{TeamPolicy, Work};
 use crate::rng::{BLOCK, BlockRng};
+use crate::simd::{Kernel, Simd, dispatch};
 use crate::teams::{self, ROOM, Teams};
 
 /// A number of agents: an integer for finite N, a fraction of the population for N = infinity.
@@ -184,9 +185,8 @@ pub struct Population<T> {
     counts: Vec<T>,
     /// mu = n / N, after [`Population::finish`].
     densities: Vec<f64>,
-    /// Whether anybody was added to a state, in bytes: neighbours do not wait for each other.
-    occupied: Vec<u8>,
-    /// The same in bits, after [`Population::finish`]; until then, all ones for blocks in `blocks`.
+    /// The occupied states in bits, after [`Population::finish`]; until then, all ones for blocks
+    /// in `blocks`.
     words: Vec<u64>,
     /// Blocks with an occupied state; ascending after [`Population::finish`].
     blocks: Vec<u32>,
@@ -199,7 +199,6 @@ impl<T: Mass> Population<T> {
         Population {
             counts: vec![T::default(); states],
             densities: vec![0.0; states],
-            occupied: vec![0; blocks * BLOCK],
             words: vec![0; blocks],
             blocks: Vec::new(),
         }
@@ -249,7 +248,6 @@ impl<T: Mass> Population<T> {
                 self.counts[start..end].fill(T::default());
                 self.densities[start..end].fill(0.0);
             }
-            self.occupied[start..][..BLOCK].fill(0);
             self.words[block as usize] = 0;
         }
     }
@@ -259,20 +257,17 @@ impl<T: Mass> Population<T> {
     pub fn add(&mut self, row: &[u32], masses: &[T]) {
         let Population {
             counts,
-            occupied,
             words,
             blocks,
             ..
         } = self;
-        let (counts, occupied, words) = (&mut counts[..], &mut occupied[..], &mut words[..]);
+        let (counts, words) = (&mut counts[..], &mut words[..]);
         for (&y, &mass) in row.iter().zip(masses) {
             let (s, block) = (y as usize, y as usize / BLOCK);
             // no branch on the mass where blocks are occupied anyway: it is hard to predict
-            let some = mass != T::default();
             counts[s] += mass;
-            occupied[s] |= u8::from(some);
             if words[block] == 0 {
-                enter(some, block, words, blocks);
+                enter(mass != T::default(), block, words, blocks);
             }
         }
     }
@@ -281,9 +276,8 @@ impl<T: Mass> Population<T> {
     #[inline]
     pub fn finish(&mut self, total: T::Total) {
         self.blocks.sort_unstable();
-        let (blocks, _) = self.occupied.as_chunks::<BLOCK>();
+        dispatch(FindOccupied(self));
         for &block in &self.blocks {
-            self.words[block as usize] = bits(&blocks[block as usize]);
             for s in self.occupied(block) {
                 self.densities[s] = self.counts[s].density(total);
             }
@@ -294,16 +288,12 @@ impl<T: Mass> Population<T> {
     pub fn replace(&mut self, total: T::Total, fill: impl FnOnce(&mut [T])) {
         self.clear();
         fill(&mut self.counts);
-        let zero = T::default();
-        let occupied = self.occupied.chunks_mut(BLOCK);
-        for ((block, counts), occupied) in self.counts.chunks(BLOCK).enumerate().zip(occupied) {
-            for (o, &c) in occupied.iter_mut().zip(counts) {
-                *o = u8::from(c != zero);
-            }
-            if occupied.contains(&1) {
-                self.blocks.push(block as u32);
-            }
-        }
+        let occupied = self
+            .counts
+            .chunks(BLOCK)
+            .map(|c| c.iter().any(|&c| c != T::default()));
+        let occupied = occupied.enumerate().filter(|&(_, some)| some);
+        self.blocks.extend(occupied.map(|(block, _)| block as u32));
         self.finish(total);
     }
 }
@@ -318,15 +308,36 @@ fn enter(some: bool, block: usize, words: &mut [u64], blocks: &mut Vec<u32>) {
     }
 }
 
-/// One bit for each byte, 0 or 1.
-#[inline]
-fn bits(bytes: &[u8; BLOCK]) -> u64 {
-    let (words, _) = bytes.as_chunks::<8>();
+/// Finds the occupied states of the blocks that somebody entered.
+struct FindOccupied<'a, T>(&'a mut Population<T>);
+
+impl<T: Mass> Kernel for FindOccupied<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Population {
+            counts,
+            words,
+            blocks,
+            ..
+        } = self.0;
+        let (full, last) = counts.as_chunks::<BLOCK>();
+        for &block in &*blocks {
+            words[block as usize] = match full.get(block as usize) {
+                Some(counts) => occupied_bits(counts),
+                None => occupied_bits(last),
+            };
+        }
+    }
+}
+
+/// One bit for each state, whether somebody is there.
+#[inline(always)]
+fn occupied_bits<T: Mass>(counts: &[T]) -> u64 {
     let mut bits = 0;
-    for (i, &word) in words.iter().enumerate() {
-        // the product brings the lowest bits of the bytes side by side, to the highest byte
-        let byte = u64::from_le_bytes(word).wrapping_mul(0x0102_0408_1020_4080) >> 56;
-        bits |= byte << (8 * i);
+    for (i, &c) in counts.iter().enumerate() {
+        bits |= u64::from(c != T::default()) << i;
     }
     bits
 }
