@@ -370,6 +370,7 @@ fn kernels(criterion: &mut Criterion) {
                     actions.resize(cells.len() * ACTIONS + ROOM, 0);
                     landed.clear();
                     landed.resize(prob.len() / ACTIONS + ROOM, 0);
+                    work.sums.add_up(&policy, cells, degrees, prob, ACTIONS);
                     let teams = Teams {
                         cells,
                         degrees,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result, value_error};
 use crate::graph::Graph;
 use crate::initial::Initial;
+use crate::simd::{Kernel, Simd};
 use crate::watch::Watch;
 
 /// Largest error of a row of `prob`: |sum - 1| must not exceed it.
@@ -167,6 +168,7 @@ pub struct Model {
     node_width: usize,
     edge_width: usize,
     mask: Vec<bool>,
+    masked: bool,
     pub(crate) reward_range: (f64, f64),
     max_degree: usize,
 }
@@ -245,6 +247,7 @@ impl Model {
             edge: data.edge,
             node_width,
             edge_width,
+            masked: data.mask.contains(&false),
             mask: data.mask,
             max_degree,
             // finite bounds refuse infinite rewards without a further comparison
@@ -260,7 +263,7 @@ impl Model {
 
     /// Whether some state forbids some action.
     pub fn has_masks(&self) -> bool {
-        self.mask.contains(&false)
+        self.masked
     }
 
     /// Largest |N_s|.
@@ -295,11 +298,13 @@ impl Model {
         prob: &mut [f64],
         reward: &mut [f64],
     ) -> std::result::Result<(), Fault> {
+        prob.fill(0.0);
+        reward.fill(0.0);
         self.write(s, mu, prob, reward)?;
-        self.check(reward_range, s, mu.len(), has_signs(prob), prob, reward)
+        self.check(reward_range, s, mu.len(), prob, reward)
     }
 
-    /// Runs the local function of `s` at `mu` (|N_s|,).
+    /// Runs the local function of `s` at `mu` (|N_s|,); `prob` and `reward` are zero on arrival.
     ///
     /// # Errors
     /// [`Fault::Raised`].
@@ -312,8 +317,6 @@ impl Model {
         reward: &mut [f64],
     ) -> std::result::Result<(), Fault> {
         let range = self.graph.range(s);
-        prob.fill(0.0);
-        reward.fill(0.0);
         let node = &self.node[s * self.node_width..][..self.node_width];
         let edge = &self.edge[range.start * self.edge_width..range.end * self.edge_width];
         self.local
@@ -321,55 +324,12 @@ impl Model {
             .map_err(|Raised| Fault::Raised)
     }
 
-    /// Checks what the local function of `s` wrote; `has_signs` says whether a sign bit may be set
-    /// in `prob`, as [`has_signs`] finds.
+    /// Checks what the local function of `s` wrote.
     ///
     /// # Errors
     /// The first [`Fault`] in the order of the actions. Rows of masked actions do not matter.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn check(
-        &self,
-        reward_range: (f64, f64),
-        s: usize,
-        degree: usize,
-        has_signs: bool,
-        prob: &[f64],
-        reward: &[f64],
-    ) -> std::result::Result<(), Fault> {
-        if !has_signs && self.is_sound(reward_range, s, degree, prob, reward) {
-            Ok(())
-        } else {
-            self.check_rows(reward_range, s, degree, prob, reward)
-        }
-    }
-
-    /// Whether all rows are sound beyond doubt: the quick form of [`Model::check_rows`], for numbers
-    /// without signs.
-    #[inline(always)]
-    fn is_sound(
-        &self,
-        range: (f64, f64),
-        s: usize,
-        degree: usize,
-        prob: &[f64],
-        reward: &[f64],
-    ) -> bool {
-        let (lo, hi) = range;
-        for ((row, &r), &allowed) in prob.chunks_exact(degree).zip(reward).zip(self.allowed(s)) {
-            let mut sum = 0.0;
-            for &p in row {
-                sum += p;
-            }
-            // a NaN or an infinity anywhere makes the sum fail
-            if allowed && !((sum - 1.0).abs() <= ROW_TOLERANCE && r >= lo && r <= hi) {
-                return false;
-            }
-        }
-        true
-    }
-
-    #[cold]
-    fn check_rows(
         &self,
         range: (f64, f64),
         s: usize,
@@ -456,9 +416,31 @@ impl Model {
     }
 }
 
-/// Whether some number has its sign bit set, be it -0. For many at once, which is what vectors are
-/// good at.
-#[inline(always)]
-pub(crate) fn has_signs(prob: &[f64]) -> bool {
-    prob.iter().fold(0, |signs, p| signs | p.to_bits()) >> 63 != 0
+/// Whether rows with these sums, of these numbers, and these rewards pass [`Model::check`] beyond
+/// doubt: without a branch, for many at once. A NaN or an infinity in a row makes its sum fail.
+pub(crate) struct AreSound<'a> {
+    pub prob: &'a [f64],
+    pub sums: &'a [f64],
+    pub reward: &'a [f64],
+    pub range: (f64, f64),
+}
+
+impl Kernel for AreSound<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> bool {
+        let (lo, hi) = self.range;
+        let (mut signs, mut sums, mut rewards) = (0, true, true);
+        for p in self.prob {
+            signs |= p.to_bits();
+        }
+        for sum in self.sums {
+            sums &= (sum - 1.0).abs() <= ROW_TOLERANCE;
+        }
+        for &r in self.reward {
+            rewards &= (r >= lo) & (r <= hi);
+        }
+        signs >> 63 == 0 && sums && rewards
+    }
 }

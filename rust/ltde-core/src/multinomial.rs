@@ -15,7 +15,6 @@ use crate::error::{Result, value_error};
 use crate::few;
 use crate::rng::{BlockRng, Words};
 use crate::simd::{Kernel, Simd, dispatch};
-use crate::tiny;
 
 /// One draw of Multinomial(n, weights): where its weights begin, and where its counts are added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,7 +45,6 @@ const LIMITS: [i64; few::WIDEST + 2] = {
 /// Scratch memory of the samplers, sized on first use and reused.
 #[derive(Debug, Default, Clone)]
 pub struct Scratch {
-    tiny: tiny::Scratch,
     keys: Vec<u8>,
     sorted: Vec<Row>,
     few: few::Scratch,
@@ -134,11 +132,6 @@ impl Kernel for DrawRows<'_> {
 }
 
 impl Scratch {
-    /// The part of [`tiny`].
-    pub(crate) fn tiny(&mut self) -> &mut tiny::Scratch {
-        &mut self.tiny
-    }
-
     /// Sorts rows, stable: those with many agents first, those with few in ascending order of
     /// their rounds, and those that are not drawn in vectors. Returns where the second and the
     /// third kind begin. If all have many agents, `rows` are left as they are.

@@ -4,7 +4,8 @@ use crate::error::{Result, value_error};
 use crate::model::Model;
 use crate::multinomial::{Row, Scratch, draw_rows};
 use crate::rng::{BLOCK, BlockRng, Purpose, Seed};
-use crate::tiny::Team;
+use crate::teams::Sums;
+use crate::tiny::{self, Team};
 use crate::watch::Watch;
 
 /// Largest |sum - 1| of a row of action probabilities: room for rows computed in float32.
@@ -68,10 +69,12 @@ pub struct Work {
     pub pi: Vec<f64>,
     /// What is to be drawn.
     pub rows: Vec<Row>,
-    /// Teams that are drawn agent by agent.
-    pub(crate) tiny: Vec<Team>,
+    /// Sums of the rows of P.
+    pub sums: Sums,
     /// Memory of the samplers.
     pub scratch: Scratch,
+    /// Teams that are drawn agent by agent, and the memory for it.
+    pub(crate) tiny: (Vec<Team>, tiny::Scratch),
 }
 
 impl Work {

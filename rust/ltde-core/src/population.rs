@@ -23,6 +23,8 @@ pub trait Mass:
 
     /// mu = n / N.
     fn density(self, total: Self::Total) -> f64;
+    /// The number of agents; of a mass, more than any.
+    fn count(self) -> i64;
     /// Plays the teams of the states of one block: adds the team actions to `teams.actions`, and
     /// those who go to each neighbour to `teams.landed`.
     fn play<P: TeamPolicy>(policy: &P, teams: Teams<'_, Self>, rng: &mut BlockRng, work: &mut Work);
@@ -50,6 +52,11 @@ impl Mass for i64 {
     #[inline]
     fn density(self, total: u64) -> f64 {
         self as f64 / total as f64
+    }
+
+    #[inline]
+    fn count(self) -> i64 {
+        self
     }
 
     #[inline]
@@ -96,6 +103,11 @@ impl Mass for f64 {
     #[inline]
     fn density(self, (): ()) -> f64 {
         self
+    }
+
+    #[inline]
+    fn count(self) -> i64 {
+        i64::MAX
     }
 
     #[inline]
@@ -288,11 +300,8 @@ impl<T: Mass> Population<T> {
     pub fn replace(&mut self, total: T::Total, fill: impl FnOnce(&mut [T])) {
         self.clear();
         fill(&mut self.counts);
-        let occupied = self
-            .counts
-            .chunks(BLOCK)
-            .map(|c| c.iter().any(|&c| c != T::default()));
-        let occupied = occupied.enumerate().filter(|&(_, some)| some);
+        let blocks = self.counts.chunks(BLOCK).enumerate();
+        let occupied = blocks.filter(|(_, counts)| counts.iter().any(|&c| c != T::default()));
         self.blocks.extend(occupied.map(|(block, _)| block as u32));
         self.finish(total);
     }

@@ -1,11 +1,11 @@
 //! One step of one replica: team actions, next states, team rewards (Eq. (2.7), (3.4), (3.5),
 //! with the weight mu(s) of Lemma 3.1 in the reward).
 
-use crate::model::{Fault, Model, ModelError, has_signs};
+use crate::model::{AreSound, Fault, Model, ModelError};
 use crate::policy::{Cell, TeamPolicy, Work};
 use crate::population::{Mass, Population};
 use crate::rng::{BLOCK, Purpose, Seed};
-use crate::simd::{Kernel, Simd, dispatch};
+use crate::simd::dispatch;
 use crate::teams::{ROOM, Teams};
 
 /// What all blocks of one step of one replica share.
@@ -25,14 +25,16 @@ pub(crate) struct StepContext<'a, T: Mass, P> {
     pub time: usize,
 }
 
+/// Zeros that are written at once: more would start slowly (`rep stos` in the C library).
+const ZEROS: usize = 128;
+
 /// Buffers of one worker, for the occupied states of one block.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace<T> {
     mu: Vec<f64>,
-    /// P (A, |N_s|) of each state, one after the other; of `size` numbers.
+    /// P (A, |N_s|) of each state, one after the other.
     prob: Vec<f64>,
-    size: usize,
-    /// (states, A) at least.
+    /// (states, A).
     reward: Vec<f64>,
     cells: Vec<(Cell, T)>,
     degrees: Vec<u32>,
@@ -58,20 +60,16 @@ pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
     now: &Population<T>,
     block: u32,
     work: &mut Workspace<T>,
-    mut record: BlockRecord<'_, T>,
+    record: BlockRecord<'_, T>,
     mut sink: impl FnMut(usize, &[u32], &[T]),
 ) -> Result<(), Box<ModelError>> {
     let StepContext { model, policy, .. } = *context;
     let width = model.n_actions;
-    dispatch(Evaluate {
-        context,
-        now,
-        block,
-        work,
-    })?;
+    let raised = work.evaluate(context, now, block);
+    work.check(context, now)?;
+    raised?;
     let Workspace {
         prob,
-        size,
         reward,
         cells,
         degrees,
@@ -80,11 +78,8 @@ pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
         draws,
         ..
     } = work;
-    actions.clear();
-    actions.resize(cells.len() * width + ROOM, T::default());
-    landed.clear();
-    let prob = &prob[..*size];
-    landed.resize(prob.len() / width + ROOM, T::default());
+    zeros(actions, cells.len() * width + ROOM);
+    zeros(landed, prob.len() / width + ROOM);
     let mut rng = context
         .seed
         .block(Purpose::Step, context.replica, context.step, block);
@@ -96,145 +91,148 @@ pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
         landed,
     };
     T::play(policy, teams, &mut rng, draws);
+    let teams = cells.iter().zip(actions.chunks_exact(width));
+    if let Some(out) = record.actions {
+        for ((cell, _), team) in teams.clone() {
+            out[cell.state % BLOCK * width..][..width].copy_from_slice(team);
+        }
+    }
+    if let Some(out) = record.rewards {
+        for (((cell, _), team), reward) in teams.zip(reward.chunks_exact(width)) {
+            let s = cell.state;
+            out[s % BLOCK] = T::team_reward(team, reward, model.allowed(s), context.total);
+        }
+    }
     let mut landed = landed.as_slice();
-    let teams = actions.chunks_exact(width).zip(reward.chunks_exact(width));
-    for ((&(cell, _), &degree), (team, reward)) in cells.iter().zip(&*degrees).zip(teams) {
-        let s = cell.state;
-        let i = s % BLOCK;
-        if let Some(out) = record.actions.as_deref_mut() {
-            out[i * width..][..width].copy_from_slice(team);
-        }
-        if let Some(out) = record.rewards.as_deref_mut() {
-            out[i] = T::team_reward(team, reward, model.allowed(s), context.total);
-        }
+    for (&(cell, _), &degree) in cells.iter().zip(&*degrees) {
         let arrivals;
         (arrivals, landed) = landed.split_at(degree as usize);
-        sink(s, model.graph.row(s), arrivals);
+        sink(cell.state, model.graph.row(cell.state), arrivals);
     }
     Ok(())
 }
 
-/// Evaluates the local function of the occupied states of a block: compiled for each instruction
-/// set for the checks of what it wrote.
-struct Evaluate<'a, T: Mass, P> {
-    context: &'a StepContext<'a, T, P>,
-    now: &'a Population<T>,
-    block: u32,
-    work: &'a mut Workspace<T>,
-}
-
-impl<T: Mass, P> Kernel for Evaluate<'_, T, P> {
-    type Output = Result<(), Box<ModelError>>;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> Self::Output {
-        let Evaluate {
-            context,
-            now,
-            block,
-            work,
-        } = self;
-        work.cells.clear();
-        work.degrees.clear();
-        work.size = 0;
-        let mut raised = Ok(());
-        for s in now.occupied(block) {
-            let row = context.model.graph.row(s);
-            // one copy of the code for each small |N_s|: its loops are unrolled
-            raised = match row.len() {
-                2 => work.evaluate(context, now, s, fixed::<2>(row)),
-                3 => work.evaluate(context, now, s, fixed::<3>(row)),
-                4 => work.evaluate(context, now, s, fixed::<4>(row)),
-                5 => work.evaluate(context, now, s, fixed::<5>(row)),
-                _ => work.evaluate(context, now, s, row),
-            };
-            if raised.is_err() {
-                break;
-            }
-        }
-        work.check(context, now)?;
-        raised
+/// Makes `out` so many zeros.
+#[inline(always)]
+fn zeros<T: Mass>(out: &mut Vec<T>, len: usize) {
+    out.resize(len, T::default());
+    for piece in out.chunks_mut(ZEROS) {
+        piece.fill(T::default());
     }
 }
 
-/// The row, of K entries as the compiler then knows.
+/// The densities mu(N_s) of K neighbours.
 #[inline(always)]
-fn fixed<const K: usize>(row: &[u32]) -> &[u32] {
-    row.first_chunk::<K>().map_or(row, |row| row)
+fn gather<const K: usize>(densities: &[f64], row: &[u32], mu: &mut [f64]) {
+    gather_any(densities, &row[..K], &mut mu[..K]);
+}
+
+/// The densities mu(N_s).
+#[inline(always)]
+fn gather_any(densities: &[f64], row: &[u32], mu: &mut [f64]) {
+    for (m, &y) in mu.iter_mut().zip(row) {
+        *m = densities[y as usize];
+    }
 }
 
 impl<T: Mass> Workspace<T> {
+    /// Runs the local functions, up to the first that raises: `cells` end before it.
     #[inline(always)]
     fn evaluate<P>(
         &mut self,
         context: &StepContext<'_, T, P>,
         now: &Population<T>,
-        s: usize,
-        row: &[u32],
+        block: u32,
     ) -> Result<(), Box<ModelError>> {
         let (model, densities) = (context.model, now.densities());
         let width = model.n_actions;
-        if self.mu.len() < row.len() {
-            self.mu.resize(row.len(), 0.0);
+        self.cells.clear();
+        self.degrees.clear();
+        let mut degrees = 0;
+        for s in now.occupied(block) {
+            let cell = Cell {
+                replica: context.local_replica,
+                time: context.time,
+                state: s,
+                density: densities[s],
+            };
+            let degree = model.graph.range(s).len();
+            self.cells.push((cell, now.counts()[s]));
+            self.degrees.push(degree as u32);
+            degrees += degree;
         }
-        let mu = &mut self.mu[..row.len()];
-        for (m, &y) in mu.iter_mut().zip(row) {
-            *m = densities[y as usize];
+        self.mu.resize(model.max_degree(), 0.0);
+        zeros(&mut self.prob, width * degrees);
+        zeros(&mut self.reward, width * self.cells.len());
+        let mut rest = self.prob.as_mut_slice();
+        let states = self.cells.iter().zip(self.reward.chunks_exact_mut(width));
+        for (i, ((cell, _), reward)) in states.enumerate() {
+            let s = cell.state;
+            let row = model.graph.row(s);
+            let prob;
+            (prob, rest) = rest.split_at_mut(width * row.len());
+            let mu = &mut self.mu[..row.len()];
+            // one copy of the code for each small |N_s|: its loops are unrolled
+            match row.len() {
+                2 => gather::<2>(densities, row, mu),
+                3 => gather::<3>(densities, row, mu),
+                4 => gather::<4>(densities, row, mu),
+                5 => gather::<5>(densities, row, mu),
+                _ => gather_any(densities, row, mu),
+            }
+            if let Err(fault) = model.write(s, mu, prob, reward) {
+                self.cells.truncate(i);
+                return Err(context.error(fault, s, now));
+            }
         }
-        // grown, never cleared: `Model::write` does that where it writes
-        let (first, i) = (self.size, self.cells.len() * width);
-        self.size += width * row.len();
-        if self.prob.len() < self.size {
-            self.prob.resize(self.size, 0.0);
-        }
-        if self.reward.len() < i + width {
-            self.reward.resize(i + width, 0.0);
-        }
-        let prob = &mut self.prob[first..self.size];
-        let reward = &mut self.reward[i..][..width];
-        if let Err(fault) = model.write(s, mu, prob, reward) {
-            self.size = first;
-            return Err(context.error(fault, s, now));
-        }
-        let cell = Cell {
-            replica: context.local_replica,
-            time: context.time,
-            state: s,
-            density: densities[s],
-        };
-        self.cells.push((cell, now.counts()[s]));
-        self.degrees.push(row.len() as u32);
         Ok(())
     }
 
     /// Checks what was written, all of the block at the end: to read numbers together that have just
     /// been stored one by one is slow.
     #[inline(always)]
-    fn check<P>(
-        &self,
+    fn check<P: TeamPolicy>(
+        &mut self,
         context: &StepContext<'_, T, P>,
         now: &Population<T>,
     ) -> Result<(), Box<ModelError>> {
         let model = context.model;
-        let width = model.n_actions;
-        let (mut prob, range) = (&self.prob[..self.size], model.reward_range);
-        let signs = has_signs(prob);
-        let states = self.cells.iter().zip(&self.degrees);
-        for (((cell, _), &degree), reward) in states.zip(self.reward.chunks_exact(width)) {
-            let (s, degree) = (cell.state, degree as usize);
-            let own;
-            (own, prob) = prob.split_at(width * degree);
-            // one copy of the code for each small |N_s|: its loops are unrolled
-            let checked = match degree {
-                2 => model.check(range, s, 2, signs, own, reward),
-                3 => model.check(range, s, 3, signs, own, reward),
-                4 => model.check(range, s, 4, signs, own, reward),
-                5 => model.check(range, s, 5, signs, own, reward),
-                _ => model.check(range, s, degree, signs, own, reward),
-            };
-            if let Err(fault) = checked {
-                return Err(context.error(fault, s, now));
+        let (width, range) = (model.n_actions, model.reward_range);
+        let states = self.cells.len();
+        let degrees = &self.degrees[..states];
+        let reward = &mut self.reward[..states * width];
+        let size = degrees.iter().map(|&degree| degree as usize).sum::<usize>() * width;
+        let prob = &self.prob[..size];
+        let sums = (self.draws.sums).add_up(context.policy, &self.cells, degrees, prob, width);
+        if model.has_masks() {
+            // what was written for an action that nobody takes does not matter
+            let own = sums
+                .chunks_exact_mut(width)
+                .zip(reward.chunks_exact_mut(width));
+            for ((sums, reward), (cell, _)) in own.zip(&self.cells) {
+                let own = sums.iter_mut().zip(reward).zip(model.allowed(cell.state));
+                for ((sum, reward), _) in own.filter(|(_, allowed)| !**allowed) {
+                    (*sum, *reward) = (1.0, range.0);
+                }
             }
+        }
+        let sums = &*sums;
+        if dispatch(AreSound {
+            prob,
+            sums,
+            reward,
+            range,
+        }) {
+            return Ok(());
+        }
+        let mut rest = prob;
+        let states = self.cells.iter().zip(degrees);
+        for ((&(cell, _), &degree), reward) in states.zip(reward.chunks_exact(width)) {
+            let own;
+            (own, rest) = rest.split_at(width * degree as usize);
+            model
+                .check(range, cell.state, degree as usize, own, reward)
+                .map_err(|fault| context.error(fault, cell.state, now))?;
         }
         Ok(())
     }

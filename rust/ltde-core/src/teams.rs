@@ -2,8 +2,9 @@
 
 use crate::multinomial::{Row, draw_rows};
 use crate::policy::{Cell, TeamPolicy, Work};
+use crate::population::Mass;
 use crate::rng::BlockRng;
-use crate::simd::dispatch;
+use crate::simd::{Eight, dispatch};
 use crate::tiny::{self, PlayTiny, Team};
 
 /// Room behind the results, which is written to.
@@ -24,7 +25,99 @@ pub struct Teams<'a, T> {
     pub landed: &'a mut [T],
 }
 
-/// Draws the team actions, Eq. (3.2) or those of `policy`, and the next states, Eq. (2.7).
+/// Sums of the rows of P of the occupied states of one block.
+#[derive(Debug, Default, Clone)]
+pub struct Sums {
+    /// The sum of each row (cells, A).
+    totals: Vec<f64>,
+    /// Room for the law of the policy, then the laws of the rows, (cells, 1 + A), of teams that are
+    /// drawn agent by agent; and room.
+    laws: Vec<Eight<f64>>,
+    /// Whether no law has more than [`tiny::HALF`] limits.
+    half: bool,
+    /// Most agents of a team that is drawn agent by agent, see [`tiny::most`].
+    most: i64,
+}
+
+impl Sums {
+    /// Adds up P (A, |N_s|) of each cell, one after the other; returns the sums (cells, A). Not
+    /// compiled for vectors, which would scatter.
+    #[inline(never)]
+    pub fn add_up<T: Mass, P: TeamPolicy>(
+        &mut self,
+        policy: &P,
+        cells: &[(Cell, T)],
+        degrees: &[u32],
+        mut prob: &[f64],
+        width: usize,
+    ) -> &mut [f64] {
+        let widest = degrees.iter().fold(0, |widest, &degree| widest.max(degree));
+        self.half = width.max(widest as usize) <= tiny::HALF + 1;
+        self.totals.resize(cells.len() * width, 0.0);
+        self.most = if policy.is_multinomial() && !T::MEAN_FIELD {
+            let agents = cells.iter().map(|(_, n)| n.count()).sum();
+            tiny::most(width, cells.len(), agents)
+        } else {
+            0
+        };
+        if self.most > 0 {
+            let size = cells.len() * (1 + width) + tiny::WIDEST;
+            self.laws.resize(size, Eight::default());
+        }
+        let most = self.most;
+        let kind = |i: usize| {
+            let degree: u32 = degrees[i];
+            (degree, tiny::is_tiny(cells[i].1.count(), degree, most))
+        };
+        let mut first = 0;
+        while first < cells.len() {
+            // rows of one kind side by side
+            let (degree, is_tiny) = kind(first);
+            let mut end = first + 1;
+            while end < cells.len() && kind(end) == (degree, is_tiny) {
+                end += 1;
+            }
+            let degree = degree as usize;
+            let own;
+            (own, prob) = prob.split_at((end - first) * width * degree);
+            let totals = &mut self.totals[first * width..end * width];
+            if is_tiny {
+                let laws = &mut self.laws[first * (1 + width)..end * (1 + width)];
+                if self.half {
+                    tiny::add_up::<{ tiny::HALF }>(own, width, degree, laws, totals);
+                } else {
+                    tiny::add_up::<{ tiny::TOTAL }>(own, width, degree, laws, totals);
+                }
+            } else {
+                // one copy of the code for each small |N_s|: its loops are unrolled
+                match degree {
+                    2 => add_up(own, 2, totals),
+                    3 => add_up(own, 3, totals),
+                    4 => add_up(own, 4, totals),
+                    5 => add_up(own, 5, totals),
+                    _ => add_up(own, degree, totals),
+                }
+            }
+            first = end;
+        }
+        &mut self.totals
+    }
+}
+
+/// The sum of each row of so many numbers.
+#[inline(always)]
+fn add_up(prob: &[f64], degree: usize, sums: &mut [f64]) {
+    for (row, out) in prob.chunks_exact(degree).zip(sums) {
+        let mut sum = 0.0;
+        for &p in row {
+            sum += p;
+        }
+        *out = sum;
+    }
+}
+
+/// Draws the team actions, Eq. (3.2) or those of `policy`, and the next states, Eq. (2.7). The
+/// sums of `work` must be those of these rows.
 pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng, work: &mut Work) {
     let Teams {
         cells,
@@ -43,19 +136,18 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
     let Work {
         pi,
         rows,
-        tiny,
+        sums,
         scratch,
+        tiny: (tiny, tiny_scratch),
     } = work;
     tiny.clear();
     rows.clear();
-    let (mut first, mut first_row) = (0, 0);
+    let mut first = 0;
     for (i, (&(_, n), &degree)) in cells.iter().zip(degrees).enumerate() {
-        if multinomial && tiny::is_tiny(n, width, degree) {
+        if tiny::is_tiny(n, degree, sums.most) {
             tiny.push(Team {
                 n: n as u32,
-                degree,
-                actions: (i * width) as u32,
-                prob: first_row,
+                index: i as u32,
                 landed: first as u32,
             });
         } else if multinomial {
@@ -67,18 +159,18 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
             });
         }
         first += degree as usize;
-        first_row += width * degree as usize;
     }
     if !tiny.is_empty() {
         dispatch(PlayTiny {
             rng,
             teams: tiny,
             width,
+            half: sums.half,
             pi,
-            prob,
+            laws: &mut sums.laws,
             actions,
             landed,
-            scratch: scratch.tiny(),
+            scratch: tiny_scratch,
         });
     }
     if tiny.len() == cells.len() {
@@ -90,7 +182,7 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
     let (mut len, mut weights, mut out) = (0, 0, 0);
     for ((team, &(_, n)), &degree) in actions.chunks_exact(width).zip(cells).zip(degrees) {
         let step = degree as usize;
-        if multinomial && tiny::is_tiny(n, width, degree) {
+        if tiny::is_tiny(n, degree, sums.most) {
             weights += width * step;
         } else {
             for &n in team {

@@ -65,24 +65,29 @@ fn rows(n: i64, weights: &[f64]) -> Vec<i128> {
 }
 
 /// The counts after five steps on a ring of 70 states: two blocks.
-fn steps(n_agents: u64) -> Vec<i128> {
+fn steps(n_agents: u64, actions: usize) -> Vec<i128> {
     let edges: Vec<[i64; 2]> = (0..70).map(|s| [s, (s + 1) % 70]).collect();
     let local = |_: usize, _: &[f64], _: &[f64], _: &[f64], prob: &mut [f64], _: &mut [f64]| {
-        prob.copy_from_slice(&[0.7, 0.2, 0.1, 0.2, 0.3, 0.5]);
+        for (row, law) in prob
+            .chunks_exact_mut(3)
+            .zip([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]].iter().cycle())
+        {
+            row.copy_from_slice(law);
+        }
         Ok(())
     };
     let data = ModelData {
-        mask: vec![true; 140],
+        mask: vec![true; 70 * actions],
         ..ModelData::default()
     };
     let graph = Arc::new(Graph::from_edges(70, &edges).unwrap());
     let law = Initial::Independent(vec![1.0 / 70.0; 70]);
-    let model = Model::new(graph, 2, Box::new(local), data, law, 0.9, (0.0, 1.0)).unwrap();
+    let model = Model::new(graph, actions, Box::new(local), data, law, 0.9, (0.0, 1.0)).unwrap();
     let watch = Watch::new(&|| false);
     let mut simulator =
         Simulator::<i64>::new(Arc::new(model), n_agents, 1, 2026, 1, 0, &watch).unwrap();
-    let table = [0.25, 0.75].repeat(70);
-    let policy = TabularPolicy::new(&table, [1, 1, 70, 2]).unwrap();
+    let table = [0.5 / actions as f64, 1.5 / actions as f64].repeat(35 * actions);
+    let policy = TabularPolicy::new(&table, [1, 1, 70, actions]).unwrap();
     let nothing = Record {
         counts: None,
         actions: None,
@@ -155,9 +160,10 @@ fn values() -> String {
         ("rows, rejections", rows(1_000_000, &uneven)),
         ("rows, largest count", rows((1 << 53) - 8, &uneven)),
         ("rows, too wide for vectors", rows(1000, &forty)),
-        ("steps, tiny teams", steps(200)),
-        ("steps, few agents", steps(7_000)),
-        ("steps, many agents", steps(7_000_000_000)),
+        ("steps, tiny teams", steps(200, 2)),
+        ("steps, tiny teams, eight actions", steps(200, 8)),
+        ("steps, few agents", steps(7_000, 2)),
+        ("steps, many agents", steps(7_000_000_000, 2)),
         (
             "initial, rows of counts",
             initial(&Initial::Counts(vec![5, 0, 3, 2, 1, 5, 4, 4, 0]), 8, 3),
