@@ -116,7 +116,7 @@ def test_one_step_from_corners_where_all_agents_are_in_one_state(name):
 
 @pytest.mark.statistical
 def test_teams_on_both_sides_of_the_agent_by_agent_path_have_the_exact_joint_law():
-    # Teams of 32 agents on average move one by one, larger ones in other ways. Power as for one step.
+    # Teams of 32 agents on average move one by one, larger ones do not. Power as for one step.
     for start in ((63, 1), (64, 1)):
         model = path_model(n_states=2, initial=np.array(start))
         policy, other = two_policies(model, "sides")
