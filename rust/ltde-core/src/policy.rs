@@ -5,7 +5,7 @@ use crate::model::Model;
 use crate::multinomial::{Row, Scratch, draw_rows};
 use crate::rng::{BLOCK, BlockRng, Purpose, Seed};
 use crate::teams::Sums;
-use crate::tiny::{self, Team};
+use crate::tiny;
 use crate::watch::Watch;
 
 /// Largest |sum - 1| of a row of action probabilities: room for rows computed in float32.
@@ -74,7 +74,7 @@ pub struct Work {
     /// Memory of the samplers.
     pub scratch: Scratch,
     /// Teams that are drawn agent by agent, and the memory for it.
-    pub(crate) tiny: (Vec<Team>, tiny::Scratch),
+    pub(crate) tiny: tiny::Scratch,
 }
 
 impl Work {

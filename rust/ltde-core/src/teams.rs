@@ -40,8 +40,10 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Adds up P (A, |N_s|) of each cell, one after the other; returns the sums (cells, A). Not
-    /// compiled for vectors, which would scatter.
+    /// Adds up P (A, |N_s|) of each cell, one after the other, for A = `width` actions and the
+    /// |N_s| of `degrees`; returns the sums (cells, A). What the draws of `policy` use of them is
+    /// kept for [`draw`]. Weights may be anything: they are checked by their sums. Not compiled for
+    /// vectors, which would scatter.
     #[inline(never)]
     pub fn add_up<T: Mass, P: TeamPolicy>(
         &mut self,
@@ -138,14 +140,14 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
         rows,
         sums,
         scratch,
-        tiny: (tiny, tiny_scratch),
+        tiny,
     } = work;
-    tiny.clear();
+    tiny.teams.clear();
     rows.clear();
     let mut first = 0;
     for (i, (&(_, n), &degree)) in cells.iter().zip(degrees).enumerate() {
         if tiny::is_tiny(n, degree, sums.most) {
-            tiny.push(Team {
+            tiny.teams.push(Team {
                 n: n as u32,
                 index: i as u32,
                 landed: first as u32,
@@ -160,20 +162,20 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
         }
         first += degree as usize;
     }
-    if !tiny.is_empty() {
+    let all_tiny = tiny.teams.len() == cells.len();
+    if !tiny.teams.is_empty() {
         dispatch(PlayTiny {
             rng,
-            teams: tiny,
             width,
             half: sums.half,
             pi,
             laws: &mut sums.laws,
             actions,
             landed,
-            scratch: tiny_scratch,
+            scratch: tiny,
         });
     }
-    if tiny.len() == cells.len() {
+    if all_tiny {
         return;
     }
     draw_rows(rng, rows, pi, scratch, actions);

@@ -30,7 +30,8 @@ pub(crate) fn most(actions: usize, teams: usize, agents: i64) -> i64 {
     if tiny { MOST } else { 0 }
 }
 
-/// Whether a team is drawn agent by agent, where [`most`] agents are.
+/// Whether a team of n agents is drawn agent by agent, in a block where such teams have at most
+/// `most`, as [`most`] finds.
 #[inline(always)]
 pub(crate) fn is_tiny(n: i64, degree: u32, most: i64) -> bool {
     n <= most && degree as usize <= WIDEST
@@ -46,9 +47,10 @@ pub(crate) struct Team {
     pub landed: u32,
 }
 
-/// Scratch memory, sized on first use and reused.
+/// What is to be drawn, and scratch memory, sized on first use and reused.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Scratch {
+    pub teams: Vec<Team>,
     /// Index of the first law of the team of each agent.
     agents: Vec<u32>,
     /// For the actions of eight agents, then for their next states.
@@ -63,7 +65,6 @@ pub(crate) struct Scratch {
 #[derive(Debug)]
 pub(crate) struct PlayTiny<'a> {
     pub rng: &'a mut BlockRng,
-    pub teams: &'a [Team],
     /// Number of actions A.
     pub width: usize,
     /// Whether no law has more than [`HALF`] limits.
@@ -100,7 +101,6 @@ impl PlayTiny<'_> {
     fn play<S: Simd, const LIMITS: usize>(self, simd: S) {
         let PlayTiny {
             rng,
-            teams,
             width,
             pi,
             laws,
@@ -111,10 +111,12 @@ impl PlayTiny<'_> {
         } = self;
         let rng = rng.lanes(simd);
         let Scratch {
+            teams,
             agents,
             uniforms,
             sums,
         } = scratch;
+        let teams = teams.as_slice();
         let all = teams.iter().map(|team| team.n as usize).sum::<usize>();
         agents.resize((all + ROOM.max(LANES)).max(agents.len()), 0);
         // one copy of the code for each A: its loops are unrolled
@@ -228,8 +230,8 @@ fn add_up_rows<const K: usize, const LIMITS: usize>(
     }
 }
 
-/// The law of K weights, returns the total: the cumulative weights but the last, infinity where
-/// there are no more of the limits, and the total.
+/// Writes the law of K weights, and returns their total. A law is the cumulative weights but the
+/// last, infinity in place of those that are missing, and at [`TOTAL`] the total.
 #[inline(always)]
 fn write_law<const K: usize, const LIMITS: usize>(weights: &[f64], law: &mut Eight<f64>) -> f64 {
     let mut limits = [f64::INFINITY; LIMITS];
