@@ -7,9 +7,8 @@
 //! - n min(p, q) < 10: inversion by sequential search from 0 (Kachitvichyanukul and Schmeiser's
 //!   BINV), q^n as exp(n ln1p(-p)).
 //! - otherwise: transformed rejection with squeeze (Hörmann's BTRS, J. Stat. Comput. Simul.
-//!   46, 1993), with the second squeeze of his BTRD and, for single numbers, its exact product
-//!   near the mode. The hat dominates for n p >= 10; that and both squeezes are checked
-//!   deterministically on dense grids by the tests.
+//!   46, 1993), and a second squeeze by Taylor's series. The hat dominates for n p >= 10; that and
+//!   both squeezes are checked deterministically on dense grids by the tests.
 //!
 //! **Numerics.** k is drawn as floor(n p) + floor(offset), so that no bit is lost up to 2^53;
 //! the logarithm of a ratio of probabilities is computed in the `log1p` form, whose error is
@@ -101,7 +100,6 @@ pub struct Btrs<V> {
     n: V,
     p: V,
     q: V,
-    npq: V,
     spq: V,
     /// Width and slope of the transformation u -> (2 a / u_s + b) u + c.
     b: V,
@@ -115,8 +113,7 @@ impl<V: Real> Btrs<V> {
     /// Set-up; needs p <= 1/2 and n p >= 10.
     #[inline(always)]
     pub fn new(n: V, p: V, q: V) -> Self {
-        let npq = n * p * q;
-        let spq = npq.sqrt();
+        let spq = (n * p * q).sqrt();
         let b = spq * 2.53 + 1.15;
         let a = b * 0.0248 + p * 0.01 - 0.0873;
         let (product, error) = n.two_product(p);
@@ -126,7 +123,6 @@ impl<V: Real> Btrs<V> {
             n,
             p,
             q,
-            npq,
             spq,
             b,
             a,
@@ -160,14 +156,45 @@ impl<V: Real> Btrs<V> {
         ((self.n + 1.0) * self.p).floor().min(self.n)
     }
 
-    /// Second squeeze: ln f(k) / f(mode) lies within `radius` of `centre`, for |k - mode| up to
-    /// npq / 2 - 1; far out in the tail of a law of small npq it does not.
+    /// Largest |k - mode| for [`Btrs::ln_ratio_series`].
     #[inline(always)]
-    pub fn normal_squeeze(&self, distance: V) -> (V, V) {
-        let scale = distance.of(1.0) / self.npq;
-        let x = distance * scale;
-        let radius = x * (((distance * (1.0 / 3.0) + 0.625) * distance + 1.0 / 6.0) * scale + 0.5);
-        (x * distance * -0.5, radius)
+    pub fn series_range(&self) -> V {
+        ((self.n * self.p) * 0.75 - 0.5).floor()
+    }
+
+    /// Second squeeze: ln f(m + d) / f(m) lies within `error` of `value`, up to rounding, for the
+    /// mode m and an integer |d| up to [`Btrs::series_range`].
+    ///
+    /// With N = n + 1 and y_i = i - N p, f(i) / f(i - 1) = (1 - y_i / (N q)) / (1 + y_i / (N p)).
+    /// Each logarithm by Taylor's series to y^4; the sums of y_i, ..., y_i^4 over the factors from m
+    /// to m + d are polynomials in d and the mean of the first and the last y_i. As |y_i| <= 1, 2,
+    /// ..., |d| and p <= q, what is left out is at most D x^5 / 15 / (1 - x) with D = |d| + 1/2 and
+    /// x = D / (N p).
+    #[inline(always)]
+    pub fn ln_ratio_series(&self, d: V) -> (V, V) {
+        let one = d.of(1.0);
+        let (p, q, m) = (self.p, self.q, self.mode());
+        let pq = p * q;
+        let skew = q - p;
+        // the mean of y, and that of its squares less the square of it, in units of N p q
+        let unit = one / ((self.n + 1.0) * pq);
+        let y = ((m - self.whole) - (self.fraction - 0.5) - p + (d + 1.0) * 0.5) * unit;
+        let unit2 = unit * unit;
+        let v = (d * d - 1.0) * (unit2 * (1.0 / 12.0));
+        let y2 = y * y;
+        let second = y2 + v;
+        let third = y * (second + v + v);
+        let fourth = y2 * (y2 + v * 6.0) + v * (v * 1.8 - unit2 * 0.2);
+        let even = second * 0.5 + (one - pq * 2.0) * (fourth * 0.25);
+        let odd = y + (one - pq * 3.0) * (third * (1.0 / 3.0));
+        let value = d * (skew * even - odd);
+
+        let range = d.abs() + 0.5;
+        let x = range * (unit * q);
+        let x2 = x * x;
+        // 1 / (1 - x) <= 1 + 4 x up to x = 3/4
+        let error = range * (x * x2 * x2) * (x * (4.0 / 15.0) + 1.0 / 15.0);
+        (value, error)
     }
 
     /// ln f(k) / f(m) for the binomial law f and an m near the mode.
@@ -189,57 +216,19 @@ impl<V: Real> Btrs<V> {
     /// are certainly rejected: by the second squeeze, and where they are outside of [0, n].
     #[inline(always)]
     pub(crate) fn second_squeeze(&self, k: V, ln_height: V) -> (V::Mask, V::Mask) {
-        let possible = k.of(0.0).le(k) & k.le(self.n);
-        let distance = (k - self.mode()).abs();
-        let (centre, radius) = self.normal_squeeze(distance);
-        let decided = distance.le(self.npq * 0.5 - 1.0);
+        let zero = k.of(0.0);
+        let possible = zero.le(k) & k.le(self.n);
+        let d = k - self.mode();
+        let (distance, range) = (d.abs(), self.series_range());
+        // farther out the law is lower still
+        let near = distance.min(range);
+        let (value, error) = self.ln_ratio_series(V::select(d.lt(zero), -near, near));
         (
-            possible & decided & ln_height.lt(centre - radius),
-            !possible | (decided & (centre + radius).lt(ln_height)),
+            possible & distance.le(range) & ln_height.lt(value - error),
+            !possible | (value + error).lt(ln_height),
         )
     }
 }
-
-impl Btrs<f64> {
-    /// f(k) / f(m) as a product, for k near m (Hörmann's step 3.1).
-    #[inline]
-    pub fn ratio_product(&self, m: f64, k: f64) -> f64 {
-        let odds = self.p / self.q;
-        let a = (self.n + 1.0) * odds;
-        let (low, high) = if m < k { (m, k) } else { (k, m) };
-        let mut product = 1.0;
-        let mut i = low;
-        while i < high {
-            i += 1.0;
-            product *= a / i - odds;
-        }
-        if m < k { product } else { 1.0 / product }
-    }
-
-    /// The exact test for a candidate in [0, n] that the first squeeze did not accept.
-    fn accept(&self, k: f64, us: f64, v: f64) -> bool {
-        let height = self.height(us, v);
-        let m = self.mode();
-        let distance = (k - m).abs();
-        if distance <= NEAR {
-            return height <= self.ratio_product(m, k);
-        }
-        let ln_height = ln(height);
-        if distance <= 0.5 * self.npq - 1.0 {
-            let (centre, radius) = self.normal_squeeze(distance);
-            if ln_height < centre - radius {
-                return true;
-            }
-            if ln_height > centre + radius {
-                return false;
-            }
-        }
-        ln_height <= self.ln_ratio(m, k)
-    }
-}
-
-/// Up to this distance from the mode the ratio of probabilities is a product.
-const NEAR: f64 = 15.0;
 
 /// Transformed rejection.
 #[inline]
@@ -250,7 +239,12 @@ fn rejection<R: Words>(rng: &mut R, n: f64, p: f64, q: f64) -> f64 {
         let v = rng.open_uniform();
         let us = 0.5 - u.abs();
         let k = btrs.candidate(u, us);
-        if btrs.accept_at_once(us, v) || ((0.0..=n).contains(&k) && btrs.accept(k, us, v)) {
+        if btrs.accept_at_once(us, v) {
+            return k;
+        }
+        let ln_height = ln(btrs.height(us, v));
+        let (accepted, rejected) = btrs.second_squeeze(k, ln_height);
+        if accepted || (!rejected && ln_height <= btrs.ln_ratio(btrs.mode(), k)) {
             return k;
         }
     }

@@ -4,10 +4,11 @@
 //! Conditional probabilities come from suffix sums taken backwards, so that a category of weight
 //! zero is never hit and rows that sum to 1 +- eps are renormalised (no `1 - running sum`). Most
 //! candidates of the rejection are accepted at once by the first squeeze. The others are compacted
-//! into a queue for the second; those that it leaves open, into one for the exact test; and those
-//! that are rejected, into one for the next attempt.
+//! into a queue for the second, or the exact test where that leaves one open; and those that are
+//! rejected, into one for the next attempt.
 
 use crate::binomial::{Btrs, MAX_ATTEMPTS, REJECTION_FROM, inversion};
+use crate::columns;
 use crate::math::ln;
 use crate::multinomial::Row;
 use crate::rng::LaneRng;
@@ -26,16 +27,19 @@ pub(crate) struct Scratch {
 /// The rows of a tile side by side, in groups of eight.
 #[derive(Debug, Default, Clone)]
 struct Rows {
-    groups: usize,
+    /// Largest number of categories; where a row has fewer, weights are zero.
+    width: usize,
+    /// Whether all rows of a group have so many, (groups,).
+    alike: Vec<bool>,
     /// Agents without a category yet, (groups,).
     left: Vec<Eight<f64>>,
-    /// Weights and suffix sums, (width, groups) and (width + 1, groups).
+    /// Weights and their suffix sums, (groups, width).
     weights: Vec<Eight<f64>>,
     tails: Vec<Eight<f64>>,
     /// What is drawn: how often the rarer outcome comes, and 1 where that is to go elsewhere.
     drawn: Vec<Eight<f64>>,
     flipped: Vec<Eight<f64>>,
-    /// How many go to each category, (width, groups).
+    /// How many go to each category, (groups, width).
     counts: Vec<Eight<i64>>,
 }
 
@@ -46,8 +50,6 @@ struct Waiting {
     small: Queue<4>,
     /// n, p, q of rejections with a candidate, its u_s and v.
     tested: Queue<7>,
-    /// The same with a candidate and the logarithm of its height under the hat.
-    open: Queue<6>,
     /// n, p, q of rejections without a candidate.
     retried: Queue<4>,
 }
@@ -142,8 +144,9 @@ pub(crate) fn draw<S: Simd>(
         waiting,
     } = scratch;
     for rows in rows.chunks(TILE) {
-        let width = tile.arrange(rows, weights);
-        for j in 0..width - 1 {
+        tile.arrange(rows, weights);
+        tile.add_up(simd);
+        for j in 0..tile.width - 1 {
             tile.link(simd, rng, j, waiting);
         }
         tile.add(rows, out);
@@ -173,77 +176,68 @@ fn put<S: Simd>(
 }
 
 impl Rows {
-    /// Arranges the rows of a tile; returns their largest width. Not compiled for vectors, which
-    /// would scatter.
+    /// Arranges the rows of a tile. Not compiled for vectors, which would scatter.
     #[inline(never)]
-    fn arrange(&mut self, rows: &[Row], weights: &[f64]) -> usize {
+    fn arrange(&mut self, rows: &[Row], weights: &[f64]) {
         const ZERO: Eight<f64> = Eight([0.0; LANES]);
-        let (mut least, mut width) = (u32::MAX, 0);
-        for row in rows {
-            least = least.min(row.width);
-            width = width.max(row.width);
-        }
-        let ragged = least < width;
-        let (width, groups) = (width as usize, rows.len().div_ceil(LANES));
-        self.groups = groups;
-        // whatever is not written below is zero
-        if ragged || !rows.len().is_multiple_of(LANES) {
-            self.weights.clear();
-        }
-        if let Some(last) = self.left.get_mut(groups - 1) {
-            *last = ZERO;
-        }
+        let (width, groups) = (columns::width(rows) as usize, rows.len().div_ceil(LANES));
+        self.width = width;
+        self.alike.clear();
+        self.left.clear();
         self.left.resize(groups, ZERO);
         self.weights.resize(width * groups, ZERO);
-        self.tails.resize((width + 1) * groups, ZERO);
-        self.tails[width * groups..].fill(ZERO);
+        self.tails.resize(width * groups, ZERO);
         self.drawn.resize(groups + 1, ZERO);
         self.flipped.resize(groups, ZERO);
         self.counts.resize(width * groups, Eight([0; LANES]));
-        for (i, row) in rows.iter().enumerate() {
-            let (group, lane) = (i / LANES, i % LANES);
-            self.left[group].0[lane] = row.n as f64;
-            let weights = &weights[row.weights..][..row.width as usize];
-            for (column, &w) in self.weights.chunks_exact_mut(groups).zip(weights) {
-                column[group].0[lane] = w;
+        let groups = rows.chunks(LANES).zip(&mut self.left);
+        for ((group, left), columns) in groups.zip(self.weights.chunks_exact_mut(width)) {
+            for (left, row) in left.0.iter_mut().zip(group) {
+                *left = row.n as f64;
             }
+            let alike = columns::all_have(group, width as u32);
+            self.alike.push(alike);
+            columns::arrange(group, alike, weights, columns);
         }
-        for j in (0..width).rev() {
-            let (tails, sums) = self.tails.split_at_mut((j + 1) * groups);
-            let (to, weights) = (&mut tails[j * groups..], &self.weights[j * groups..]);
-            for ((to, weights), sums) in to.iter_mut().zip(weights).zip(&*sums) {
-                for ((t, &w), &sum) in to.0.iter_mut().zip(&weights.0).zip(&sums.0) {
-                    *t = sum + w;
+    }
+
+    /// Suffix sums of the weights.
+    #[inline(always)]
+    fn add_up<S: Simd>(&mut self, simd: S) {
+        let tails = self.tails.chunks_exact_mut(self.width);
+        for (weights, tails) in self.weights.chunks_exact(self.width).zip(tails) {
+            for part in 0..S::PARTS {
+                let at = part * S::WIDTH;
+                let mut sum = simd.real(0.0);
+                for (weights, tails) in weights.iter().zip(tails.iter_mut()).rev() {
+                    sum = sum + simd.load(&weights.0[at..]);
+                    sum.store(&mut tails.0[at..]);
                 }
             }
         }
-        width
     }
 
     /// Draws how many of those left go to category j, in all rows, into `drawn`.
     #[inline(always)]
     fn link<S: Simd>(&mut self, simd: S, rng: &mut LaneRng, j: usize, waiting: &mut Waiting) {
         let Rows {
-            groups,
+            width,
             left,
             weights,
             tails,
             drawn,
             flipped,
             counts,
+            ..
         } = self;
-        let size = *groups;
+        let width = *width;
         let (one, zero) = (simd.real(1.0), simd.real(0.0));
         waiting.small.len = 0;
         waiting.tested.len = 0;
-        let columns = weights[j * size..]
-            .iter()
-            .zip(&tails[j * size..])
-            .zip(&tails[(j + 1) * size..]);
+        let sums = weights.chunks_exact(width).zip(tails.chunks_exact(width));
         let groups = left.iter_mut().zip(&mut *drawn).zip(&mut *flipped);
-        for (group, (((left, drawn), flipped), ((weights, tails), next_tails))) in
-            groups.zip(columns).enumerate()
-        {
+        for (group, (((left, drawn), flipped), (weights, tails))) in groups.zip(sums).enumerate() {
+            let (weights, tails, next_tails) = (&weights[j], &tails[j], &tails[j + 1]);
             let mut parts = [(zero, zero, zero, zero.lt(zero)); LANES];
             let mut reject = false;
             for (part, binomial) in parts.iter_mut().enumerate().take(S::PARTS) {
@@ -284,11 +278,8 @@ impl Rows {
         }
         waiting.reject(simd, rng, drawn);
         waiting.invert(simd, rng, drawn);
-        let (counts, rest) = counts[j * size..].split_at_mut(size);
-        let results = counts.iter_mut().zip(rest);
-        for (((left, drawn), flipped), (counts, rest)) in
-            left.iter_mut().zip(drawn).zip(flipped).zip(results)
-        {
+        let results = left.iter_mut().zip(drawn).zip(flipped);
+        for (((left, drawn), flipped), counts) in results.zip(counts.chunks_exact_mut(width)) {
             for part in 0..S::PARTS {
                 let at = part * S::WIDTH;
                 let (n, k) = (simd.load(&left.0[at..]), simd.load(&drawn.0[at..]));
@@ -296,8 +287,10 @@ impl Rows {
                 let k = S::Real::select(flip, n - k, k);
                 let others = n - k;
                 others.store(&mut left.0[at..]);
-                integer(k).store_signed(&mut counts.0[at..]);
-                integer(others).store_signed(&mut rest.0[at..]);
+                integer(k).store_signed(&mut counts[j].0[at..]);
+                if j + 2 == width {
+                    integer(others).store_signed(&mut counts[j + 1].0[at..]);
+                }
             }
         }
     }
@@ -305,12 +298,9 @@ impl Rows {
     /// Adds what was drawn, row by row: to add to the same count again and again would be slow.
     #[inline(never)]
     fn add(&self, rows: &[Row], out: &mut [i64]) {
-        for (i, row) in rows.iter().enumerate() {
-            let out = &mut out[row.out..][..row.width as usize];
-            let counts = self.counts.chunks_exact(self.groups);
-            for (o, counts) in out.iter_mut().zip(counts) {
-                *o += counts[i / LANES].0[i % LANES];
-            }
+        let groups = rows.chunks(LANES).zip(&self.alike);
+        for ((group, &alike), counts) in groups.zip(self.counts.chunks_exact(self.width)) {
+            columns::add(group, alike, counts, out);
         }
     }
 }
@@ -329,31 +319,26 @@ fn integer<V: Real>(x: V) -> V::Bits {
 }
 
 impl Waiting {
-    /// Decides on the candidates, and tries again until nobody waits.
+    /// Decides on the candidates that are drawn, and draws others for those that are rejected, until
+    /// nobody waits.
     #[inline(always)]
     fn reject<S: Simd>(&mut self, simd: S, rng: &mut LaneRng, drawn: &mut [Eight<f64>]) {
         for attempts in 1.. {
             if self.tested.len == 0 {
                 return;
             }
-            self.open.len = 0;
             self.retried.len = 0;
             for i in (0..self.tested.len).step_by(S::WIDTH) {
                 let ([n, p, q, index, k, us, v], live) = self.tested.at(simd, i);
                 let btrs = Btrs::new(n, p, q);
                 let ln_height = ln(btrs.height(us, v));
-                let (accepted, rejected) = btrs.second_squeeze(k, ln_height);
-                put(simd, live & accepted, index, k, drawn);
-                self.retried.push(live & rejected, [n, p, q, index]);
+                let (accepted, mut rejected) = btrs.second_squeeze(k, ln_height);
                 let open = live & !accepted & !rejected;
-                self.open.push(open, [n, p, q, index, k, ln_height]);
-            }
-            for i in (0..self.open.len).step_by(S::WIDTH) {
-                let ([n, p, q, index, k, ln_height], live) = self.open.at(simd, i);
-                let btrs = Btrs::new(n, p, q);
-                let accepted = ln_height.le(btrs.ln_ratio(btrs.mode(), k));
-                put(simd, live & accepted, index, k, drawn);
-                self.retried.push(live & !accepted, [n, p, q, index]);
+                if open.any() {
+                    let possible = ln_height.le(btrs.ln_ratio(btrs.mode(), k));
+                    rejected = rejected | (open & !possible);
+                }
+                self.retried.push(live & rejected, [n, p, q, index]);
             }
             self.tested.len = 0;
             for group in (0..self.retried.len).step_by(LANES) {
@@ -365,7 +350,7 @@ impl Waiting {
                         continue;
                     }
                     let (k, us, v, accepted) = attempt(simd, rng, part, n, p, q);
-                    put(simd, live & accepted, index, k, drawn);
+                    put(simd, live, index, k, drawn);
                     self.tested
                         .push(live & !accepted, [n, p, q, index, k, us, v]);
                 }

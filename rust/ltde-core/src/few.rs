@@ -6,6 +6,7 @@
 //! The error in probability is that of the cumulative weight, a few roundings of 2^-53 of the row's
 //! sum, and for small weights 2^-69. A category of weight zero is never hit.
 
+use crate::columns;
 use crate::multinomial::Row;
 use crate::rng::{LaneRng, Words};
 use crate::simd::{Eight, LANES, Real, Simd, Word};
@@ -22,8 +23,8 @@ const VALUES: f64 = 65_536.0;
 /// Scratch memory, sized on first use and reused.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Scratch {
-    /// Smallest and largest width of eight rows.
-    widths: Vec<(u32, u32)>,
+    /// Largest width of eight rows, and whether all have it.
+    widths: Vec<(u32, bool)>,
     /// The weights of eight rows side by side, (groups, width).
     weights: Vec<Eight<f64>>,
     ties: Vec<Tied>,
@@ -59,22 +60,22 @@ pub(crate) fn draw<S: Simd>(
 ) {
     let Scratch {
         widths,
-        weights: columns,
+        weights: aside,
         ties,
     } = scratch;
-    arrange_all(rows, weights, widths, columns);
-    let mut columns = columns.as_slice();
-    for (group, &(least, most)) in rows.chunks(LANES).zip(&*widths) {
+    arrange(rows, weights, widths, aside);
+    let mut aside = aside.as_slice();
+    for (group, &(width, alike)) in rows.chunks(LANES).zip(&*widths) {
         let weights;
-        (weights, columns) = columns.split_at(most as usize);
+        (weights, aside) = aside.split_at(width as usize);
         // one copy of the code for each small width: its loops are unrolled
-        match most {
-            2 => play::<S, 2>(simd, rng, group, least, weights, ties, out),
-            3 => play::<S, 3>(simd, rng, group, least, weights, ties, out),
-            4 => play::<S, 4>(simd, rng, group, least, weights, ties, out),
-            5 => play::<S, 5>(simd, rng, group, least, weights, ties, out),
-            6 => play::<S, 6>(simd, rng, group, least, weights, ties, out),
-            _ => play::<S, WIDEST>(simd, rng, group, least, weights, ties, out),
+        match width {
+            2 => play::<S, 2>(simd, rng, group, alike, weights, ties, out),
+            3 => play::<S, 3>(simd, rng, group, alike, weights, ties, out),
+            4 => play::<S, 4>(simd, rng, group, alike, weights, ties, out),
+            5 => play::<S, 5>(simd, rng, group, alike, weights, ties, out),
+            6 => play::<S, 6>(simd, rng, group, alike, weights, ties, out),
+            _ => play::<S, WIDEST>(simd, rng, group, alike, weights, ties, out),
         }
     }
 }
@@ -83,66 +84,32 @@ pub(crate) fn draw<S: Simd>(
 /// loaded right after its lanes were stored waits long. Not compiled for vectors, which would
 /// scatter.
 #[inline(never)]
-fn arrange_all(
+fn arrange(
     rows: &[Row],
     weights: &[f64],
-    widths: &mut Vec<(u32, u32)>,
-    columns: &mut Vec<Eight<f64>>,
+    widths: &mut Vec<(u32, bool)>,
+    weights_aside: &mut Vec<Eight<f64>>,
 ) {
-    columns.clear();
+    weights_aside.clear();
     widths.clear();
     for group in rows.chunks(LANES) {
-        let (mut least, mut most) = (u32::MAX, 2);
-        for row in group {
-            least = least.min(row.width);
-            most = most.max(row.width);
-        }
-        widths.push((least, most));
-        let first = columns.len();
-        columns.resize(first + most as usize, Eight([1.0; LANES]));
-        let columns = &mut columns[first..];
-        match (least, most) {
-            (2, 2) => arrange::<2>(group, weights, columns),
-            (3, 3) => arrange::<3>(group, weights, columns),
-            (4, 4) => arrange::<4>(group, weights, columns),
-            (5, 5) => arrange::<5>(group, weights, columns),
-            (6, 6) => arrange::<6>(group, weights, columns),
-            _ => arrange_ragged(group, weights, columns),
-        }
+        let width = columns::width(group);
+        let alike = columns::all_have(group, width);
+        widths.push((width, alike));
+        let first = weights_aside.len();
+        weights_aside.resize(first + width as usize, Eight([1.0; LANES]));
+        columns::arrange(group, alike, weights, &mut weights_aside[first..]);
     }
 }
 
-/// Writes the weights of each row into its lane, all of the same width.
-#[inline(always)]
-fn arrange<const W: usize>(group: &[Row], weights: &[f64], columns: &mut [Eight<f64>]) {
-    let columns = &mut columns[..W];
-    for (lane, row) in group.iter().enumerate() {
-        let weights = &weights[row.weights..][..W];
-        for (column, &w) in columns.iter_mut().zip(weights) {
-            column.0[lane % LANES] = w;
-        }
-    }
-}
-
-/// As [`arrange`], for any widths; missing weights are zero.
-#[inline(always)]
-fn arrange_ragged(group: &[Row], weights: &[f64], columns: &mut [Eight<f64>]) {
-    for (lane, row) in group.iter().enumerate() {
-        let weights = &weights[row.weights..][..row.width as usize];
-        for (k, column) in columns.iter_mut().enumerate() {
-            column.0[lane % LANES] = weights.get(k).copied().unwrap_or(0.0);
-        }
-    }
-}
-
-/// Draws up to eight rows, of the same number of rounds or nearly so, their smallest width `least`.
+/// Draws up to eight rows, of the same number of rounds or nearly so.
 /// Their largest width is W, or at most W where that is [`WIDEST`].
 #[inline(always)]
 fn play<S: Simd, const W: usize>(
     simd: S,
     rng: &mut LaneRng,
     group: &[Row],
-    least: u32,
+    alike: bool,
     weights: &[Eight<f64>],
     ties: &mut Vec<Tied>,
     out: &mut [i64],
@@ -204,25 +171,20 @@ fn play<S: Simd, const W: usize>(
     if !ties.is_empty() {
         resolve::<S>(rng, &counts, &limits[..inner], ties, &mut drawn[..width]);
     }
-    add(group, least, &drawn, out);
+    add(group, alike, &drawn, width, out);
 }
 
 /// Adds what was drawn; not compiled for vectors, which would gather.
 #[inline(never)]
-fn add<const W: usize>(group: &[Row], least: u32, drawn: &[Eight<i64>; W], out: &mut [i64]) {
-    for (lane, row) in group.iter().enumerate() {
-        let lane = lane % LANES;
-        let out = &mut out[row.out..];
-        if let (true, Some(out)) = (least as usize == W, out.first_chunk_mut::<W>()) {
-            for (o, drawn) in out.iter_mut().zip(drawn) {
-                *o += drawn.0[lane];
-            }
-        } else {
-            for (o, drawn) in out[..row.width as usize].iter_mut().zip(drawn) {
-                *o += drawn.0[lane];
-            }
-        }
-    }
+fn add<const W: usize>(
+    group: &[Row],
+    alike: bool,
+    drawn: &[Eight<i64>; W],
+    width: usize,
+    out: &mut [i64],
+) {
+    let width = if W == WIDEST { width } else { W };
+    columns::add(group, alike, &drawn[..width], out);
 }
 
 /// The first 16 bits of a limit in [0, 2^16], at most 2^16 - 1: as a number, and as a signed

@@ -20,6 +20,7 @@
 
 pub mod binomial;
 mod chain;
+mod columns;
 pub mod costate;
 pub mod energy;
 pub mod error;

@@ -500,11 +500,14 @@ impl Kernel for Rejection {
             ln(Btrs::new(n, p, q).height(us(u), v))
         });
         t.real("mode", |[n, p, q, ..]| Btrs::new(n, p, q).mode());
-        t.real("centre", |[n, p, q, _, _, d, _]| {
-            Btrs::new(n, p, q).normal_squeeze(d).0
+        t.real("series_range", |[n, p, q, ..]| {
+            Btrs::new(n, p, q).series_range()
         });
-        t.real("radius", |[n, p, q, _, _, d, _]| {
-            Btrs::new(n, p, q).normal_squeeze(d).1
+        t.real("series", |[n, p, q, _, _, d, _]| {
+            Btrs::new(n, p, q).ln_ratio_series(d).0
+        });
+        t.real("error of the series", |[n, p, q, _, _, d, _]| {
+            Btrs::new(n, p, q).ln_ratio_series(d).1
         });
         t.real("ln_ratio", |[n, p, q, _, _, _, k]| {
             let btrs = Btrs::new(n, p, q);
