@@ -180,7 +180,7 @@ impl Rows {
     #[inline(never)]
     fn arrange(&mut self, rows: &[Row], weights: &[f64]) {
         const ZERO: Eight<f64> = Eight([0.0; LANES]);
-        let (width, groups) = (columns::width(rows) as usize, rows.len().div_ceil(LANES));
+        let (width, groups) = (columns::width(rows).0 as usize, rows.len().div_ceil(LANES));
         self.width = width;
         self.alike.clear();
         self.left.clear();
@@ -195,7 +195,7 @@ impl Rows {
             for (left, row) in left.0.iter_mut().zip(group) {
                 *left = row.n as f64;
             }
-            let alike = columns::all_have(group, width as u32);
+            let alike = columns::width(group) == (width as u32, true);
             self.alike.push(alike);
             columns::arrange(group, alike, weights, columns);
         }

@@ -6,16 +6,19 @@
 use crate::multinomial::Row;
 use crate::simd::{Eight, LANES};
 
-/// The largest number of categories of some rows, 2 at least.
+/// The largest number of categories of some rows, 2 at least, and whether all have as many.
 #[inline(always)]
-pub(crate) fn width(rows: &[Row]) -> u32 {
-    rows.iter().fold(2, |width, row| width.max(row.width))
-}
-
-/// Whether all rows have so many categories.
-#[inline(always)]
-pub(crate) fn all_have(rows: &[Row], width: u32) -> bool {
-    rows.iter().all(|row| row.width == width)
+pub(crate) fn width(rows: &[Row]) -> (u32, bool) {
+    let (mut all, mut any) = (u32::MAX, 0);
+    for row in rows {
+        all &= row.width;
+        any |= row.width;
+    }
+    if all == any && any >= 2 {
+        return (any, true);
+    }
+    let most = rows.iter().fold(2, |most, row| most.max(row.width));
+    (most, false)
 }
 
 /// Writes the weights of up to eight rows, category by category; missing weights are zero. `alike`

@@ -35,7 +35,12 @@ const LIMITS: [i64; few::WIDEST + 2] = {
     let mut limits = [0; few::WIDEST + 2];
     let mut width = 2;
     while width <= few::WIDEST {
-        limits[width] = 590 * (width as i64 - 1) / (2 + width as i64);
+        // wider rows are not unrolled
+        limits[width] = if width <= few::UNROLLED {
+            900 * (width as i64 - 1) / (2 + width as i64)
+        } else {
+            450
+        };
         assert!(limits[width] <= few::MOST);
         width += 1;
     }

@@ -259,38 +259,40 @@ impl Word for W {
     }
 
     #[inline(always)]
-    fn spread16(self) -> W {
+    fn shl_by(self, by: W) -> W {
+        W(unsafe { _mm256_sllv_epi64(self.0, by.0) })
+    }
+
+    #[inline(always)]
+    fn minus16_or_zero(self, other: W) -> W {
+        W(unsafe { _mm256_subs_epu16(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn any(self) -> bool {
+        unsafe { _mm256_testz_si256(self.0, self.0) == 0 }
+    }
+
+    #[inline(always)]
+    fn spread8(self) -> W {
         W(unsafe {
-            let (low, high) = (0x0100_0100_0100_0100, 0x0908_0908_0908_0908);
-            _mm256_shuffle_epi8(self.0, _mm256_set_epi64x(high, low, high, low))
+            let high = 0x0808_0808_0808_0808;
+            _mm256_shuffle_epi8(self.0, _mm256_set_epi64x(high, 0, high, 0))
         })
     }
 
     #[inline(always)]
-    fn max16(self, other: W) -> W {
-        W(unsafe { _mm256_max_epi16(self.0, other.0) })
+    fn min8(self, other: W) -> W {
+        W(unsafe { _mm256_min_epi8(self.0, other.0) })
     }
 
     #[inline(always)]
-    fn minus16(self, other: W) -> W {
-        W(unsafe { _mm256_sub_epi16(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn above16(self, other: W) -> W {
-        W(unsafe { _mm256_cmpgt_epi16(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn count_below16(self, limits: &[W], except: W, counts: &mut [W]) -> bool {
-        unsafe {
-            let mut tied = _mm256_setzero_si256();
-            for (limit, count) in limits.iter().zip(counts) {
-                let below = _mm256_cmpgt_epi16(limit.0, self.0);
-                count.0 = _mm256_sub_epi16(count.0, below);
-                tied = _mm256_or_si256(tied, _mm256_cmpeq_epi16(limit.0, self.0));
+    fn compare8(self, limits: &[W], above: &mut [W], equal: &mut [W]) {
+        for ((limit, above), equal) in limits.iter().zip(above).zip(equal) {
+            unsafe {
+                above.0 = _mm256_sub_epi8(above.0, _mm256_cmpgt_epi8(self.0, limit.0));
+                equal.0 = _mm256_sub_epi8(equal.0, _mm256_cmpeq_epi8(self.0, limit.0));
             }
-            _mm256_testc_si256(except.0, tied) == 0
         }
     }
 

@@ -250,41 +250,44 @@ impl Word for W {
     }
 
     #[inline(always)]
-    fn spread16(self) -> W {
+    fn shl_by(self, by: W) -> W {
+        W(unsafe { _mm512_sllv_epi64(self.0, by.0) })
+    }
+
+    #[inline(always)]
+    fn minus16_or_zero(self, other: W) -> W {
+        W(unsafe { _mm512_subs_epu16(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn any(self) -> bool {
+        unsafe { _mm512_test_epi64_mask(self.0, self.0) != 0 }
+    }
+
+    #[inline(always)]
+    fn spread8(self) -> W {
         W(unsafe {
-            let low = 0x0100_0100_0100_0100;
-            let high = 0x0908_0908_0908_0908;
-            let order = _mm512_set_epi64(high, low, high, low, high, low, high, low);
+            let high = 0x0808_0808_0808_0808;
+            let order = _mm512_set_epi64(high, 0, high, 0, high, 0, high, 0);
             _mm512_shuffle_epi8(self.0, order)
         })
     }
 
     #[inline(always)]
-    fn max16(self, other: W) -> W {
-        W(unsafe { _mm512_max_epi16(self.0, other.0) })
+    fn min8(self, other: W) -> W {
+        W(unsafe { _mm512_min_epi8(self.0, other.0) })
     }
 
     #[inline(always)]
-    fn minus16(self, other: W) -> W {
-        W(unsafe { _mm512_sub_epi16(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    fn above16(self, other: W) -> W {
-        W(unsafe { _mm512_movm_epi16(_mm512_cmpgt_epi16_mask(self.0, other.0)) })
-    }
-
-    #[inline(always)]
-    fn count_below16(self, limits: &[W], except: W, counts: &mut [W]) -> bool {
-        unsafe {
-            let one = _mm512_set1_epi16(1);
-            let mut tied = 0;
-            for (limit, count) in limits.iter().zip(counts) {
-                let below = _mm512_cmplt_epi16_mask(self.0, limit.0);
-                count.0 = _mm512_mask_add_epi16(count.0, below, count.0, one);
-                tied |= _mm512_cmpeq_epi16_mask(self.0, limit.0);
+    fn compare8(self, limits: &[W], above: &mut [W], equal: &mut [W]) {
+        for ((limit, above), equal) in limits.iter().zip(above).zip(equal) {
+            unsafe {
+                let one = _mm512_set1_epi8(1);
+                let is_above = _mm512_cmpgt_epi8_mask(self.0, limit.0);
+                let is_equal = _mm512_cmpeq_epi8_mask(self.0, limit.0);
+                above.0 = _mm512_mask_add_epi8(above.0, is_above, above.0, one);
+                equal.0 = _mm512_mask_add_epi8(equal.0, is_equal, equal.0, one);
             }
-            tied & !_mm512_movepi16_mask(except.0) != 0
         }
     }
 

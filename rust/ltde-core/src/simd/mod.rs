@@ -146,7 +146,7 @@ pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output
     }
 }
 
-/// A vector of 64-bit words, or one word. Each can be read as four signed 16-bit numbers.
+/// A vector of 64-bit words, or one word. Each can be read as eight signed bytes.
 pub trait Word:
     Copy + BitAnd<Output = Self> + BitOr<Output = Self> + BitXor<Output = Self>
 {
@@ -172,17 +172,20 @@ pub trait Word:
     /// As [`Word::store`], into signed integers.
     fn store_signed(self, to: &mut [i64]);
 
-    /// The lowest 16 bits in all four places of each word.
-    fn spread16(self) -> Self;
-    /// The larger 16-bit numbers.
-    fn max16(self, other: Self) -> Self;
-    /// The differences of the 16-bit numbers, modulo 2^16.
-    fn minus16(self, other: Self) -> Self;
-    /// All bits of a 16-bit place where x > y, none elsewhere.
-    fn above16(self, other: Self) -> Self;
-    /// Adds 1 to `counts[j]` in each 16-bit place where x < `limits[j]`, for all j. Returns whether
-    /// x equals some limit in a place where `except` has no bit; it has all or none in each.
-    fn count_below16(self, limits: &[Self], except: Self, counts: &mut [Self]) -> bool;
+    /// Shift to higher bits, each word by its own number of bits; zero from 64 on.
+    fn shl_by(self, by: Self) -> Self;
+    /// x - y for each 16-bit part, as unsigned numbers, or zero where y is larger.
+    fn minus16_or_zero(self, other: Self) -> Self;
+    /// Whether some bit is set.
+    fn any(self) -> bool;
+
+    /// The lowest byte in all eight places of each word.
+    fn spread8(self) -> Self;
+    /// The smaller bytes.
+    fn min8(self, other: Self) -> Self;
+    /// For all j, adds 1 to `above[j]` in each byte where x > `limits[j]`, and to `equal[j]` where x
+    /// equals it.
+    fn compare8(self, limits: &[Self], above: &mut [Self], equal: &mut [Self]);
     /// The sum of the bytes of each word.
     fn sum_bytes(self) -> Self;
 }

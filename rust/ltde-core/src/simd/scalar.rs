@@ -128,24 +128,15 @@ impl Real for f64 {
     }
 }
 
-/// The four 16-bit numbers of a word.
+/// f of the bytes of two words, place by place.
 #[inline(always)]
-fn quarters(word: u64) -> [i16; 4] {
-    [0, 16, 32, 48].map(|shift| (word >> shift) as i16)
-}
-
-#[inline(always)]
-fn join(quarters: [i16; 4]) -> u64 {
-    quarters
-        .iter()
-        .rev()
-        .fold(0, |word, &q| word << 16 | u64::from(q as u16))
-}
-
-#[inline(always)]
-fn zip16(x: u64, y: u64, f: impl Fn(i16, i16) -> i16) -> u64 {
-    let (x, y) = (quarters(x), quarters(y));
-    join([0, 1, 2, 3].map(|i| f(x[i], y[i])))
+fn zip8(x: u64, y: u64, f: impl Fn(i8, i8) -> i8) -> u64 {
+    let (x, y) = (x.to_le_bytes(), y.to_le_bytes());
+    let mut z = [0; 8];
+    for (z, (x, y)) in z.iter_mut().zip(x.into_iter().zip(y)) {
+        *z = f(x as i8, y as i8) as u8;
+    }
+    u64::from_le_bytes(z)
 }
 
 impl Word for u64 {
@@ -197,33 +188,47 @@ impl Word for u64 {
     }
 
     #[inline(always)]
-    fn spread16(self) -> u64 {
-        (self & 0xFFFF) * 0x0001_0001_0001_0001
+    fn shl_by(self, by: u64) -> u64 {
+        if by < 64 { self << by } else { 0 }
     }
 
     #[inline(always)]
-    fn max16(self, other: u64) -> u64 {
-        zip16(self, other, Ord::max)
+    fn minus16_or_zero(self, other: u64) -> u64 {
+        [0, 16, 32, 48].iter().fold(0, |word, shift| {
+            let [x, y] = [self, other].map(|word| (word >> shift) as u16);
+            word | u64::from(x.saturating_sub(y)) << shift
+        })
     }
 
     #[inline(always)]
-    fn minus16(self, other: u64) -> u64 {
-        zip16(self, other, i16::wrapping_sub)
+    fn any(self) -> bool {
+        self != 0
     }
 
     #[inline(always)]
-    fn above16(self, other: u64) -> u64 {
-        zip16(self, other, |x, y| -i16::from(x > y))
+    fn spread8(self) -> u64 {
+        (self & 0xFF) * 0x0101_0101_0101_0101
     }
 
     #[inline(always)]
-    fn count_below16(self, limits: &[u64], except: u64, counts: &mut [u64]) -> bool {
-        let mut tied = 0;
-        for (&limit, count) in limits.iter().zip(counts) {
-            *count += zip16(self, limit, |x, y| i16::from(x < y));
-            tied |= zip16(self, limit, |x, y| i16::from(x == y));
+    fn min8(self, other: u64) -> u64 {
+        zip8(self, other, Ord::min)
+    }
+
+    #[inline(always)]
+    fn compare8(self, limits: &[u64], above: &mut [u64], equal: &mut [u64]) {
+        for ((&limit, above), equal) in limits.iter().zip(above).zip(equal) {
+            *above = zip8(
+                *above,
+                zip8(self, limit, |x, y| (x > y).into()),
+                i8::wrapping_add,
+            );
+            *equal = zip8(
+                *equal,
+                zip8(self, limit, |x, y| (x == y).into()),
+                i8::wrapping_add,
+            );
         }
-        tied & !except != 0
     }
 
     #[inline(always)]
