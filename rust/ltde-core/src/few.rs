@@ -8,6 +8,8 @@
 //! roundings of 2^-53 of the row's sum, and for small weights 2^-69. A category of weight zero is
 //! never hit.
 
+use std::ops::Range;
+
 use crate::columns;
 use crate::multinomial::Row;
 use crate::rng::{LaneRng, Words};
@@ -18,6 +20,9 @@ const AGENTS: usize = 8;
 
 /// Most agents of a row: their number in one place of a word fits into a byte.
 pub(crate) const MOST: i64 = (AGENTS * 254) as i64;
+
+/// Bits of a word.
+const WORD: u64 = 64;
 
 /// Values of a byte.
 const VALUES: f64 = 256.0;
@@ -104,121 +109,180 @@ fn arrange(
     }
 }
 
-/// Draws up to eight rows, of the same number of rounds or nearly so.
-/// Their largest width is W, or at most W where that is [`WIDEST`].
+/// Up to eight rows on the way, each in its lane; of each array what belongs to the categories that
+/// there are, and to the limits between them.
+struct Group<const W: usize> {
+    /// Agents.
+    agents: Eight<u64>,
+    /// Cumulative weights in units of 2^-8 of their total.
+    limits: [Eight<f64>; W],
+    /// How many agents are below each limit by their first bytes.
+    below: [Eight<u64>; W],
+    /// Bits of the words that hold the second bytes of those who share their first byte with a limit.
+    tied: [Eight<u64>; W],
+    /// How many agents are in each category.
+    drawn: [Eight<i64>; W],
+}
+
+/// Draws up to eight rows, of the same number of rounds or nearly so. Their largest width is W, or at
+/// most W where that is [`WIDEST`].
 #[inline(always)]
 fn play<S: Simd, const W: usize>(
     simd: S,
     rng: &mut LaneRng,
-    group: &[Row],
+    rows: &[Row],
     alike: bool,
     weights: &[Eight<f64>],
     ties: &mut Vec<Tied>,
     out: &mut [i64],
 ) {
     let width = if W == WIDEST { weights.len().min(W) } else { W };
-    let inner = width - 1;
     let weights = &weights[..width];
-    let mut counts = Eight([0; LANES]);
-    for (count, row) in counts.0.iter_mut().zip(group) {
-        *count = row.n as u64;
+    let mut group = Group {
+        agents: Eight([0; LANES]),
+        limits: [Eight([0.0; LANES]); W],
+        below: [Eight([0; LANES]); W],
+        tied: [Eight([0; LANES]); W],
+        drawn: [Eight([0; LANES]); W],
+    };
+    for (n, row) in group.agents.0.iter_mut().zip(rows) {
+        *n = row.n as u64;
     }
-    // words in all, and those that are full in every lane
-    let words = group.last().map_or(0, |row| u64::from(rounds(row.n)));
-    let full = match group.first() {
-        Some(row) if group.len() == LANES => u64::from(rounds(row.n)) - 1,
+    // those that are full in every lane, and all
+    let full = match rows.first() {
+        Some(row) if rows.len() == LANES => u64::from(rounds(row.n)) - 1,
         _ => 0,
     };
-    let ones = simd.word(u64::MAX);
-    let no_agent = simd.word(0x7F7F_7F7F_7F7F_7F7F);
-    // cumulative weights in units of 2^-8 of their total; how many agents are below; and bits of the
-    // words that hold the second bytes of those with the same first one
-    let mut limits = [Eight([0.0; LANES]); W];
-    let mut below = [Eight([0; LANES]); W];
-    let mut tied = [Eight([0; LANES]); W];
+    let words = full..rows.last().map_or(0, |row| u64::from(rounds(row.n)));
     let mut most = simd.word(0);
     for part in 0..S::PARTS {
+        most = group.draw_first_bytes(simd, rng, part, weights, &words, most);
+    }
+    let mut rounds = 0;
+    while most.any() {
+        most = most.minus16_or_zero(simd.word(WORD));
+        rounds += 1;
+    }
+    for part in 0..S::PARTS {
+        group.draw_second_bytes(simd, rng, part, width, rounds, ties);
+    }
+    if !ties.is_empty() {
+        let Group {
+            limits,
+            tied,
+            drawn,
+            ..
+        } = &mut group;
+        let (limits, tied) = (&limits[..width - 1], &tied[..width - 1]);
+        resolve::<S>(rng, tied, limits, ties, &mut drawn[..width]);
+    }
+    add(rows, alike, &group.drawn, width, out);
+}
+
+impl<const W: usize> Group<W> {
+    /// Counts the agents below each limit, and those tied with it; of the latter returns the largest
+    /// number so far, in bits as `tied`. `words` are those where some lane is not full, after others
+    /// that are full.
+    #[inline(always)]
+    fn draw_first_bytes<S: Simd>(
+        &mut self,
+        simd: S,
+        rng: &mut LaneRng,
+        part: usize,
+        weights: &[Eight<f64>],
+        words: &Range<u64>,
+        mut most: S::Word,
+    ) -> S::Word {
+        let inner = weights.len() - 1;
         let at = part * S::WIDTH;
-        let zero = simd.word(0);
-        let mut total = simd.real(0.0);
-        let mut sums = [total; W];
-        for j in 0..width {
-            total = total + simd.load(&weights[j].0[at..]);
-            sums[j] = total;
+        let (zero, nothing) = (simd.word(0), simd.real(0.0));
+        let mut total = nothing;
+        let mut sums = [nothing; W];
+        for (sum, weights) in sums.iter_mut().zip(weights) {
+            total = total + simd.load(&weights.0[at..]);
+            *sum = total;
         }
         let scale = simd.real(VALUES) / total;
         let mut first = [zero; W];
         for j in 0..inner {
             // beyond the last agent where nothing follows, which the product may round away from
             let limit = S::Real::select(sums[j].lt(total), sums[j] * scale, simd.real(VALUES));
-            limit.store(&mut limits[j].0[at..]);
+            limit.store(&mut self.limits[j].0[at..]);
             first[j] = byte(limit).1.spread8();
         }
-        let mut generator = rng.part(simd, part);
+        let first = &first[..inner];
         let (mut above, mut equal) = ([zero; W], [zero; W]);
         let (above, equal) = (&mut above[..inner], &mut equal[..inner]);
-        for _ in 0..full {
-            generator.words().compare8(&first[..inner], above, equal);
+        let mut generator = rng.part(simd, part);
+        for _ in 0..words.start {
+            generator.words().compare8(first, above, equal);
         }
-        let agents = simd.load_words(&counts.0[at..]);
-        let mut left = agents.minus(simd.word(full * AGENTS as u64)).shl::<3>();
-        for _ in full..words {
-            // the smallest value where there is no agent: above no limit
-            let x = generator.words().min8(ones.shl_by(left) ^ no_agent);
-            left = left.minus16_or_zero(simd.word(64));
-            x.compare8(&first[..inner], above, equal);
+        let agents = simd.load_words(&self.agents.0[at..]);
+        let full = simd.word(words.start * AGENTS as u64);
+        let mut left = agents.minus(full).shl::<3>();
+        for _ in words.clone() {
+            let x = generator.words().min8(smallest_from(simd, left));
+            left = left.minus16_or_zero(simd.word(WORD));
+            x.compare8(first, above, equal);
         }
         rng.put_back(simd, part, generator);
-        let missing = simd.word(words * AGENTS as u64).minus(agents).to_real();
+        let missing = simd.word(words.end * AGENTS as u64).minus(agents);
         for j in 0..inner {
-            above[j].sum_bytes().store(&mut below[j].0[at..]);
-            let last = simd.real(VALUES - 1.0).le(simd.load(&limits[j].0[at..]));
-            let others = S::Real::select(last, missing, simd.real(0.0)).to_bits();
-            let tied_bits = equal[j].sum_bytes().minus(others).shl::<3>();
-            tied_bits.store(&mut tied[j].0[at..]);
-            most = most.plus(tied_bits.minus16_or_zero(most));
+            above[j].sum_bytes().store(&mut self.below[j].0[at..]);
+            // where no agent is stands the smallest byte
+            let smallest = simd
+                .real(VALUES - 1.0)
+                .le(simd.load(&self.limits[j].0[at..]));
+            let missing = S::Real::select(smallest, missing.to_real(), nothing).to_bits();
+            let tied = equal[j].sum_bytes().minus(missing).shl::<3>();
+            tied.store(&mut self.tied[j].0[at..]);
+            most = most.plus(tied.minus16_or_zero(most));
         }
+        most
     }
-    let mut rounds = 0;
-    while most.any() {
-        most = most.minus16_or_zero(simd.word(64));
-        rounds += 1;
-    }
-    let mut drawn = [Eight([0; LANES]); W];
-    for part in 0..S::PARTS {
+
+    /// Decides on the agents that are tied with a limit, in so many words for each, and fills `drawn`;
+    /// those that are tied again are left to `ties` and, until then, above the limit.
+    #[inline(always)]
+    fn draw_second_bytes<S: Simd>(
+        &mut self,
+        simd: S,
+        rng: &mut LaneRng,
+        part: usize,
+        width: usize,
+        rounds: usize,
+        ties: &mut Vec<Tied>,
+    ) {
+        let inner = width - 1;
         let at = part * S::WIDTH;
-        let zero = simd.word(0);
+        let (zero, ones) = (simd.word(0), simd.word(u64::MAX));
         let mut second = [zero; W];
+        let mut left = [zero; W];
         let mut same = [simd.real(0.0).lt(simd.real(0.0)); W];
         let mut before = simd.real(-1.0);
         for j in 0..inner {
-            let limit = simd.load(&limits[j].0[at..]);
+            let limit = simd.load(&self.limits[j].0[at..]);
             let whole = byte(limit).0;
             second[j] = byte((limit - whole) * VALUES).1.spread8();
+            left[j] = simd.load_words(&self.tied[j].0[at..]);
             same[j] = whole.le(before);
             before = whole;
         }
-        let mut generator = rng.part(simd, part);
-        let mut left = [zero; W];
-        for j in 0..inner {
-            left[j] = simd.load_words(&tied[j].0[at..]);
-        }
         let mut above = [zero; W];
+        let mut generator = rng.part(simd, part);
         for round in 0..rounds {
-            let mut again = zero;
             let mut words = [Eight([0; LANES]); W];
-            let mut word = zero;
+            let (mut word, mut again) = (zero, zero);
             for j in 0..inner {
                 // limits with the same first byte are tied with the same agents
                 let fresh = generator.words().to_real();
                 word = S::Real::select(same[j], word.to_real(), fresh).to_bits();
                 word.store(&mut words[j].0);
-                let none = ones.shl_by(left[j]);
-                left[j] = left[j].minus16_or_zero(simd.word(64));
+                let x = word.min8(smallest_from(simd, left[j]));
                 let mut equal = [zero];
-                word.min8(none ^ no_agent)
-                    .compare8(&[second[j]], &mut above[j..=j], &mut equal);
-                again = again | (equal[0] & (none ^ ones));
+                x.compare8(&[second[j]], &mut above[j..=j], &mut equal);
+                again = again | (equal[0] & (ones.shl_by(left[j]) ^ ones));
+                left[j] = left[j].minus16_or_zero(simd.word(WORD));
             }
             if again.any() {
                 for &words in &words[..inner] {
@@ -229,38 +293,33 @@ fn play<S: Simd, const W: usize>(
         rng.put_back(simd, part, generator);
         let mut before = zero;
         for j in 0..inner {
-            let below = simd
-                .load_words(&below[j].0[at..])
-                .plus(above[j].sum_bytes());
-            below.minus(before).store_signed(&mut drawn[j].0[at..]);
+            let below = simd.load_words(&self.below[j].0[at..]);
+            let below = below.plus(above[j].sum_bytes());
+            below.minus(before).store_signed(&mut self.drawn[j].0[at..]);
             before = below;
         }
-        let agents = simd.load_words(&counts.0[at..]);
-        agents.minus(before).store_signed(&mut drawn[inner].0[at..]);
+        let others = simd.load_words(&self.agents.0[at..]).minus(before);
+        others.store_signed(&mut self.drawn[inner].0[at..]);
     }
-    if !ties.is_empty() {
-        resolve::<S>(
-            rng,
-            &tied[..inner],
-            &limits[..inner],
-            ties,
-            &mut drawn[..width],
-        );
-    }
-    add(group, alike, &drawn, width, out);
+}
+
+/// The smallest byte, which is above no limit, in all places from this bit on, and the largest before.
+#[inline(always)]
+fn smallest_from<S: Simd>(simd: S, bit: S::Word) -> S::Word {
+    simd.word(u64::MAX).shl_by(bit) ^ simd.word(0x7F7F_7F7F_7F7F_7F7F)
 }
 
 /// Adds what was drawn; not compiled for vectors, which would gather.
 #[inline(never)]
 fn add<const W: usize>(
-    group: &[Row],
+    rows: &[Row],
     alike: bool,
     drawn: &[Eight<i64>; W],
     width: usize,
     out: &mut [i64],
 ) {
     let width = if W == WIDEST { width } else { W };
-    columns::add(group, alike, &drawn[..width], out);
+    columns::add(rows, alike, &drawn[..width], out);
 }
 
 /// The first byte of a limit in [0, 2^8], at most 2^8 - 1: as a number, and in the lowest byte, from
