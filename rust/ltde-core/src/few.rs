@@ -292,9 +292,9 @@ impl<const W: usize> Group<W> {
         }
         rng.put_back(simd, part, generator);
         let mut before = zero;
-        for j in 0..inner {
+        for (j, above) in above.iter().enumerate().take(inner) {
             let below = simd.load_words(&self.below[j].0[at..]);
-            let below = below.plus(above[j].sum_bytes());
+            let below = below.plus(above.sum_bytes());
             below.minus(before).store_signed(&mut self.drawn[j].0[at..]);
             before = below;
         }

@@ -1318,7 +1318,7 @@ impl Agents {
 fn agents_fall_where_their_bytes_say() {
     let mut choice = words(20);
     let mut rests = [0; 2];
-    for case in 0..30_000 {
+    for case in 0..15_000 {
         let agents = Agents::new(&mut choice);
         let rng = Seed(case).block(Purpose::Sample, 0, 0, 0);
         let mut lanes = lanes_of(InstructionSet::Portable, &rng);
@@ -1331,7 +1331,7 @@ fn agents_fall_where_their_bytes_say() {
         }
         rests = [rests[0] + many[0], rests[1] + many[1]];
     }
-    assert!(rests[0] > 1000 && rests[1] > 200, "{rests:?}");
+    assert!(rests[0] > 500 && rests[1] > 100, "{rests:?}");
 }
 
 /// A limit among the largest 2^-8 is not tied with the agents that are not there.
