@@ -119,6 +119,18 @@ impl Graph {
         self.indptr[s]..self.indptr[s + 1]
     }
 
+    /// For each entry (s, y), the place of s in the row of y: (nnz,).
+    pub fn places(&self) -> Vec<u32> {
+        // rows are sorted, so the states that have y in theirs come in the order of its row
+        let mut next = vec![0; self.n_states()];
+        let place = |&y: &u32| {
+            let next = &mut next[y as usize];
+            *next += 1;
+            *next - 1
+        };
+        self.indices.iter().map(place).collect()
+    }
+
     /// The value as a state, or an error that calls it `name`.
     ///
     /// # Errors
@@ -279,6 +291,16 @@ mod tests {
         assert_eq!(g.indices(), [0, 1, 0, 1, 2, 1, 2, 3, 4, 3, 4]);
         assert_eq!(g.row(1), [0, 1, 2]);
         assert_eq!(g.range(1), 2..5);
+    }
+
+    #[test]
+    fn places_lead_back() {
+        let g = two_paths();
+        assert_eq!(g.places(), [0, 0, 1, 1, 0, 2, 1, 0, 0, 1, 1]);
+        let back = (0..5).flat_map(|s| g.row(s).iter().map(move |&y| (s, y as usize)));
+        for ((s, y), place) in back.zip(g.places()) {
+            assert_eq!(g.row(y)[place as usize] as usize, s);
+        }
     }
 
     #[test]

@@ -101,8 +101,19 @@ impl FirstFault {
 pub(crate) enum Work<'a, T> {
     /// On this thread.
     Serial(&'a mut Workspace<T>),
-    /// Parallel over blocks in the current pool; holds a flow buffer (nnz,).
-    Blocks(&'a mut Vec<T>),
+    /// Parallel over blocks in the current pool.
+    Blocks(&'a mut Moves<T>),
+}
+
+/// What is needed to play blocks in parallel; sized on first use and reused.
+#[derive(Debug, Default)]
+pub(crate) struct Moves<T> {
+    /// One for each thread of the pool.
+    workspaces: Vec<Mutex<Workspace<T>>>,
+    /// How many go along each entry of the graph (nnz,).
+    flows: Vec<T>,
+    /// For each entry (y, s) of the graph, the place of y in the row of s (nnz,).
+    places: Vec<u32>,
 }
 
 /// Plays one step of one replica from `now` into `next`.
@@ -119,31 +130,59 @@ pub(crate) fn play_step<T: Mass, P: TeamPolicy>(
     watch: &Watch<'_>,
 ) -> std::result::Result<bool, Box<ModelError>> {
     let Replica { now, next } = replica;
-    next.clear();
-    let done = match work {
-        Work::Serial(workspace) => play_serial(
-            context, now, next, workspace, actions, rewards, flows, watch,
-        )?,
-        Work::Blocks(buffer) => {
+    let (graph, total) = (&context.model.graph, context.total);
+    match work {
+        Work::Serial(workspace) => {
+            next.clear();
+            if !play_serial(
+                context, now, next, workspace, actions, rewards, flows, watch,
+            )? {
+                return Ok(false);
+            }
+        }
+        Work::Blocks(Moves {
+            workspaces,
+            flows: own_flows,
+            places,
+        }) => {
+            workspaces.resize_with(rayon::current_num_threads(), Mutex::default);
             let flows = match flows {
                 Some(flows) => flows,
                 None => {
-                    buffer.resize(context.model.graph.nnz(), T::default());
-                    buffer.as_mut_slice()
+                    own_flows.resize(graph.nnz(), T::default());
+                    own_flows.as_mut_slice()
                 }
             };
-            let done = play_blocks(context, now, actions, rewards, flows, watch)?;
+            if !play_blocks(context, now, workspaces, actions, rewards, flows, watch)? {
+                return Ok(false);
+            }
+            let flows = &*flows;
+            if now.is_everywhere() {
+                if places.is_empty() {
+                    *places = graph.places();
+                }
+                // in the order of those who come, as below: sums of floats depend on it
+                next.fill(total, |y| {
+                    let range = graph.range(y);
+                    let places = &places[range.clone()];
+                    let mut mass = T::default();
+                    for (&s, &place) in graph.indices()[range].iter().zip(places) {
+                        mass += flows[graph.indptr()[s as usize] + place as usize];
+                    }
+                    mass
+                });
+                return Ok(true);
+            }
+            next.clear();
             for &block in now.blocks() {
                 for s in now.occupied(block) {
-                    let row = context.model.graph.row(s);
-                    next.add(row, &flows[context.model.graph.range(s)]);
+                    next.add(graph.row(s), &flows[graph.range(s)]);
                 }
             }
-            done
         }
-    };
-    next.finish(context.total);
-    Ok(done)
+    }
+    next.finish(total);
+    Ok(true)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -207,6 +246,7 @@ impl<'a, U> Cutter<'a, U> {
 fn play_blocks<T: Mass, P: TeamPolicy>(
     context: &StepContext<'_, T, P>,
     now: &Population<T>,
+    workspaces: &[Mutex<Workspace<T>>],
     actions: Option<&mut [T]>,
     rewards: Option<&mut [f64]>,
     flows: &mut [T],
@@ -234,12 +274,22 @@ fn play_blocks<T: Mass, P: TeamPolicy>(
         })
         .collect();
     let faults = FirstFault::new();
-    tasks.into_par_iter().for_each_init(
-        Workspace::default,
-        |workspace, (block, record, first, flows)| {
+    tasks
+        .into_par_iter()
+        .for_each(|(block, record, first, flows)| {
             if watch.tick() {
                 return;
             }
+            if now.occupied(block).count() < BLOCK {
+                // nobody leaves the other states
+                flows.fill(T::default());
+            }
+            // a thread plays one block at a time, so nobody waits
+            let thread = rayon::current_thread_index().unwrap_or(0);
+            let mut workspace = workspaces[thread]
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let workspace = &mut *workspace;
             let played = play_block(context, now, block, workspace, record, |s, _, landed| {
                 let range = graph.range(s);
                 flows[range.start - first..range.end - first].copy_from_slice(landed);
@@ -247,8 +297,7 @@ fn play_blocks<T: Mass, P: TeamPolicy>(
             if let Err(error) = played {
                 faults.report(error);
             }
-        },
-    );
+        });
     match faults
         .found
         .into_inner()

@@ -1,6 +1,8 @@
 //! The population of one replica: how many agents are in each state, and which states are
 //! occupied.
 
+use rayon::prelude::*;
+
 use crate::error::{Result, value_error};
 use crate::initial::{DrawAddress, Initial};
 use crate::multinomial::Scratch;
@@ -296,6 +298,33 @@ impl<T: Mass> Population<T> {
         }
     }
 
+    /// Whether every block has an occupied state.
+    #[inline]
+    pub fn is_everywhere(&self) -> bool {
+        self.blocks.len() == self.words.len()
+    }
+
+    /// Overwrites everything with these counts, in parallel over blocks; costs O(S).
+    pub fn fill(&mut self, total: T::Total, count: impl Fn(usize) -> T + Sync) {
+        /// Blocks that are worth a task.
+        const BLOCKS: usize = 8;
+        let counts = self.counts.par_chunks_mut(BLOCK);
+        let densities = self.densities.par_chunks_mut(BLOCK);
+        let states = counts.zip(densities).zip(&mut self.words).enumerate();
+        (states.with_min_len(BLOCKS)).for_each(|(block, ((counts, densities), word))| {
+            let states = counts.iter_mut().zip(densities).enumerate();
+            for (i, (n, density)) in states {
+                *n = count(block * BLOCK + i);
+                *density = n.density(total);
+            }
+            *word = occupied_bits(counts);
+        });
+        self.blocks.clear();
+        let words = self.words.iter().enumerate();
+        let occupied = words.filter(|(_, word)| **word != 0);
+        self.blocks.extend(occupied.map(|(block, _)| block as u32));
+    }
+
     /// Overwrites the counts through `fill` and finds the occupied states; costs O(S).
     pub fn replace(&mut self, total: T::Total, fill: impl FnOnce(&mut [T])) {
         self.clear();
@@ -369,5 +398,10 @@ impl Iterator for Occupied {
         let s = self.base + self.word.trailing_zeros() as usize;
         self.word &= self.word - 1;
         Some(s)
+    }
+
+    #[inline]
+    fn count(self) -> usize {
+        self.word.count_ones() as usize
     }
 }

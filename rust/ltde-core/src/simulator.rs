@@ -14,7 +14,7 @@ use crate::costate::{CostateRecord, Segment, pass_back};
 use crate::error::{Error, Result, value_error};
 use crate::initial::DrawAddress;
 use crate::model::Model;
-use crate::play::{FirstFault, Replica, Work, play_step};
+use crate::play::{FirstFault, Moves, Replica, Work, play_step};
 use crate::policy::TeamPolicy;
 use crate::population::Mass;
 use crate::record::{Record, ReplicaRecord};
@@ -30,8 +30,8 @@ pub struct Simulator<T: Mass> {
     pub(crate) first_replica: u32,
     pub(crate) pool: Option<ThreadPool>,
     replicas: Vec<Replica<T>>,
-    /// Flow buffer (nnz,) of replicas that run parallel over blocks.
-    flow: Vec<T>,
+    /// For replicas that run parallel over blocks.
+    moves: Moves<T>,
     counters: Counters,
 }
 
@@ -87,7 +87,7 @@ impl<T: Mass> Simulator<T> {
             first_replica,
             pool,
             replicas,
-            flow: Vec::new(),
+            moves: Moves::default(),
             counters: Counters::default(),
         };
         simulator.reset(None, watch)?;
@@ -271,7 +271,7 @@ impl<T: Mass> Simulator<T> {
             _ => self.replicas.len(),
         };
         let mut jobs: Vec<_> = self.replicas.iter_mut().zip(records).enumerate().collect();
-        let flow = &mut self.flow;
+        let moves = &mut self.moves;
         watch.run(self.pool.as_ref(), || {
             let rest = jobs.split_off(whole);
             let serial = |workspace: &mut Workspace<T>, (b, (replica, record))| {
@@ -285,7 +285,7 @@ impl<T: Mass> Simulator<T> {
                     .for_each_init(Workspace::default, serial);
             }
             for (b, (replica, record)) in rest {
-                play.replica(b, replica, record, Work::Blocks(flow));
+                play.replica(b, replica, record, Work::Blocks(moves));
             }
         });
         play.faults.into_result(watch)?;

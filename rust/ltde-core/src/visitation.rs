@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::error::{Result, value_error};
 use crate::initial::DrawAddress;
 use crate::math::ln;
-use crate::play::{FirstFault, Replica, Work, play_step};
+use crate::play::{FirstFault, Moves, Replica, Work, play_step};
 use crate::policy::TeamPolicy;
 use crate::population::Mass;
 use crate::rng::{BLOCK, Purpose, Rng, Seed, Words};
@@ -137,9 +137,9 @@ impl<T: Mass> Simulator<T> {
                     .into_iter()
                     .for_each(|episode| serial(&mut own, episode));
             } else if total < threads && states > BLOCK {
-                let (mut replica, mut flow) = (make().0, Vec::new());
+                let (mut replica, mut moves) = (make().0, Moves::default());
                 for episode in episodes {
-                    let work = Work::Blocks(&mut flow);
+                    let work = Work::Blocks(&mut moves);
                     self.play_episode(policy, episode, &mut replica, work, &faults, watch);
                 }
             } else {
