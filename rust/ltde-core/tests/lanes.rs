@@ -293,7 +293,7 @@ impl Kernel for Integers {
             any[0] |= x.any();
             any[1] |= (x ^ y).any();
             let limits = [y, z, y.min8(z)];
-            let before = [simd.word(0), simd.word(0x00FE_0001_FF00_0080), simd.word(7)];
+            let before = [simd.word(0), simd.word(0x00FE_0001_FE00_0080), simd.word(7)];
             let (mut above, mut equal) = (before, before);
             x.compare8(
                 &limits[..self.limits],
@@ -350,13 +350,29 @@ fn integers_have_the_same_bits() {
 
 /// The bytes of words, one by one.
 #[test]
-fn bytes_are_signed_and_wrap() {
+fn bytes_are_signed() {
     let x = u64::from_le_bytes([0x80, 0xFF, 0, 1, 0x7F, 5, 5, 5]);
     let limit = u64::from_le_bytes([0x7F, 0xFE, 0, 0x80, 0x7E, 4, 5, 6]);
-    let (mut above, mut equal) = ([u64::MAX], [0]);
+    let (mut above, mut equal) = ([0xFE_FE_FE_FE_FE_FE_FE_FE], [0]);
     Word::compare8(x, &[limit], &mut above, &mut equal);
-    assert_eq!(above[0].to_le_bytes(), [255, 0, 255, 0, 0, 0, 255, 255]);
+    assert_eq!(
+        above[0].to_le_bytes(),
+        [254, 255, 254, 255, 255, 255, 254, 254]
+    );
     assert_eq!(equal[0].to_le_bytes(), [0, 0, 1, 0, 0, 0, 1, 0]);
+    for x in i8::MIN..=i8::MAX {
+        for y in i8::MIN..=i8::MAX {
+            let word = |z: i8| u64::from(z as u8) * 0x0100_0001_0001_0001 | 0x0000_7F00_8000_0000;
+            let (mut above, mut equal) = ([0], [0]);
+            Word::compare8(word(x), &[word(y)], &mut above, &mut equal);
+            let places = |yes: bool| u64::from(yes) * 0x0100_0001_0001_0001;
+            let others = 0x0001_0001_0000_0000 >> 8;
+            assert_eq!(above[0] & 0xFF00_00FF_00FF_00FF, places(x > y), "{x} {y}");
+            assert_eq!(equal[0] & 0xFF00_00FF_00FF_00FF, places(x == y), "{x} {y}");
+            assert_eq!(above[0] & others, 0);
+            assert_eq!(Word::min8(word(x), word(y)), word(x.min(y)), "{x} {y}");
+        }
+    }
     assert_eq!(
         Word::min8(x, limit).to_le_bytes(),
         [0x80, 0xFE, 0, 0x80, 0x7E, 4, 5, 5]

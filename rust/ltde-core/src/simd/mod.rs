@@ -184,7 +184,7 @@ pub trait Word:
     /// The smaller bytes.
     fn min8(self, other: Self) -> Self;
     /// For all j, adds 1 to `above[j]` in each byte where x > `limits[j]`, and to `equal[j]` where x
-    /// equals it.
+    /// equals it. No byte may go beyond 255.
     fn compare8(self, limits: &[Self], above: &mut [Self], equal: &mut [Self]);
     /// The sum of the bytes of each word.
     fn sum_bytes(self) -> Self;

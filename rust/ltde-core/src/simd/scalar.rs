@@ -128,15 +128,22 @@ impl Real for f64 {
     }
 }
 
-/// f of the bytes of two words, place by place.
+/// The highest bit of each byte.
+const HIGH: u64 = 0x8080_8080_8080_8080;
+
+/// The highest bit of each byte where x > y, as signed numbers.
 #[inline(always)]
-fn zip8(x: u64, y: u64, f: impl Fn(i8, i8) -> i8) -> u64 {
-    let (x, y) = (x.to_le_bytes(), y.to_le_bytes());
-    let mut z = [0; 8];
-    for (z, (x, y)) in z.iter_mut().zip(x.into_iter().zip(y)) {
-        *z = f(x as i8, y as i8) as u8;
-    }
-    u64::from_le_bytes(z)
+fn above(x: u64, y: u64) -> u64 {
+    // the lower bits of x are not above those of y; nothing is borrowed from the next byte
+    let not_above = (y | HIGH) - (x & !HIGH);
+    ((!x & y) | !(x ^ y | not_above)) & HIGH
+}
+
+/// The highest bit of each byte where x = y.
+#[inline(always)]
+fn equal(x: u64, y: u64) -> u64 {
+    let differ = x ^ y;
+    !((differ & !HIGH) + !HIGH | differ) & HIGH
 }
 
 impl Word for u64 {
@@ -212,22 +219,15 @@ impl Word for u64 {
 
     #[inline(always)]
     fn min8(self, other: u64) -> u64 {
-        zip8(self, other, Ord::min)
+        let smaller = (above(other, self) >> 7) * 0xFF;
+        self & smaller | other & !smaller
     }
 
     #[inline(always)]
-    fn compare8(self, limits: &[u64], above: &mut [u64], equal: &mut [u64]) {
-        for ((&limit, above), equal) in limits.iter().zip(above).zip(equal) {
-            *above = zip8(
-                *above,
-                zip8(self, limit, |x, y| (x > y).into()),
-                i8::wrapping_add,
-            );
-            *equal = zip8(
-                *equal,
-                zip8(self, limit, |x, y| (x == y).into()),
-                i8::wrapping_add,
-            );
+    fn compare8(self, limits: &[u64], counts: &mut [u64], equals: &mut [u64]) {
+        for ((&limit, count), equals) in limits.iter().zip(counts).zip(equals) {
+            *count += above(self, limit) >> 7;
+            *equals += equal(self, limit) >> 7;
         }
     }
 
