@@ -143,7 +143,7 @@ fn above(x: u64, y: u64) -> u64 {
 #[inline(always)]
 fn equal(x: u64, y: u64) -> u64 {
     let differ = x ^ y;
-    !((differ & !HIGH) + !HIGH | differ) & HIGH
+    !(((differ & !HIGH) + !HIGH) | differ) & HIGH
 }
 
 impl Word for u64 {
@@ -220,7 +220,7 @@ impl Word for u64 {
     #[inline(always)]
     fn min8(self, other: u64) -> u64 {
         let smaller = (above(other, self) >> 7) * 0xFF;
-        self & smaller | other & !smaller
+        (self & smaller) | (other & !smaller)
     }
 
     #[inline(always)]
