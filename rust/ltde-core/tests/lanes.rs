@@ -362,7 +362,7 @@ fn bytes_are_signed() {
     assert_eq!(equal[0].to_le_bytes(), [0, 0, 1, 0, 0, 0, 1, 0]);
     // all pairs of bytes, between others that are extreme
     const PLACES: u64 = 0x0100_0001_0001_0001;
-    let word = |z: i8| u64::from(z as u8) * PLACES | 0x7F << 40 | 0x80 << 24;
+    let word = |z: i8| (u64::from(z as u8) * PLACES) | 0x7F << 40 | 0x80 << 24;
     for x in i8::MIN..=i8::MAX {
         for y in i8::MIN..=i8::MAX {
             let (mut above, mut equal) = ([0], [0]);
