@@ -89,6 +89,26 @@ def test_the_number_of_threads_does_not_matter_in_any_model(name):
         assert_same(everything(model, n_agents, 3, 1), everything(model, n_agents, 3, 2))
 
 
+@pytest.mark.parametrize("n_agents", [30_000, np.inf])
+def test_the_number_of_threads_does_not_matter_where_a_block_empties(n_agents):
+    model = ring_model(300, discount=0.7)
+    everywhere = np.full(300, 100 if n_agents < np.inf else 1 / 300)
+    gap = everywhere.copy()
+    gap[150:250] += gap[50:150]
+    gap[50:150] = 0
+
+    def counts(threads):
+        simulator = ltde.Simulator(model, n_agents, 1, 5, threads)
+        for start in (everywhere, gap):
+            simulator.reset(counts=start[None])
+            simulator.rollout(policy_for(model), 4, record=())
+        return simulator.counts.copy()
+
+    one = counts(1)
+    assert not one[0, 64:128].any()  # a whole block
+    np.testing.assert_array_equal(counts(2), one)
+
+
 @pytest.mark.parametrize("n_agents", [1000, np.inf])
 @pytest.mark.parametrize("n_states", [4, 300])
 def test_replicas_together_or_apart(n_states, n_agents):

@@ -18,7 +18,8 @@ use crate::simd::{Eight, LANES, Real, Simd, Word};
 /// Agents that a word holds.
 const AGENTS: usize = 8;
 
-/// Most agents of a row: their number in one place of a word fits into a byte.
+/// Most agents of a row: their number in one place of a word fits into a byte, and there is one byte
+/// more than there are [`rounds`].
 pub(crate) const MOST: i64 = (AGENTS * 254) as i64;
 
 /// Bits of a word.

@@ -153,11 +153,19 @@ pub(crate) fn play_step<T: Mass, P: TeamPolicy>(
                     own_flows.as_mut_slice()
                 }
             };
-            if !play_blocks(context, now, workspaces, actions, rewards, flows, watch)? {
+            // to gather costs the whole graph, to add only the occupied states; the bits are the same
+            let gathered = 2 * now.n_occupied() >= graph.n_states();
+            if gathered && now.blocks().len() < graph.n_states().div_ceil(BLOCK) {
+                // blocks without anybody are not played
+                flows.fill(T::default());
+            }
+            if !play_blocks(
+                context, now, workspaces, actions, rewards, flows, gathered, watch,
+            )? {
                 return Ok(false);
             }
             let flows = &*flows;
-            if now.is_everywhere() {
+            if gathered {
                 if places.is_empty() {
                     *places = graph.places();
                 }
@@ -243,6 +251,8 @@ impl<'a, U> Cutter<'a, U> {
     }
 }
 
+/// Plays all blocks; with `clear`, the flows of their other states are zero.
+#[allow(clippy::too_many_arguments)]
 fn play_blocks<T: Mass, P: TeamPolicy>(
     context: &StepContext<'_, T, P>,
     now: &Population<T>,
@@ -250,6 +260,7 @@ fn play_blocks<T: Mass, P: TeamPolicy>(
     actions: Option<&mut [T]>,
     rewards: Option<&mut [f64]>,
     flows: &mut [T],
+    clear: bool,
     watch: &Watch<'_>,
 ) -> std::result::Result<bool, Box<ModelError>> {
     let model = context.model;
@@ -280,16 +291,18 @@ fn play_blocks<T: Mass, P: TeamPolicy>(
             if watch.tick() {
                 return;
             }
-            if now.occupied(block).count() < BLOCK {
-                // nobody leaves the other states
+            if clear && now.occupied(block).count() < BLOCK {
+                // nobody leaves the states that are not occupied
                 flows.fill(T::default());
             }
-            // a thread plays one block at a time, so nobody waits
             let thread = rayon::current_thread_index().unwrap_or(0);
-            let mut workspace = workspaces[thread]
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
-            let workspace = &mut *workspace;
+            // it is in use where a local function of Rust lets this thread play another block
+            let mut own = workspaces[thread].try_lock().ok();
+            let mut other = None;
+            let workspace = match &mut own {
+                Some(own) => &mut **own,
+                None => other.insert(Workspace::default()),
+            };
             let played = play_block(context, now, block, workspace, record, |s, _, landed| {
                 let range = graph.range(s);
                 flows[range.start - first..range.end - first].copy_from_slice(landed);

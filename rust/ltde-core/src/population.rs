@@ -197,12 +197,11 @@ impl Weighted for f64 {
 #[derive(Debug, Clone, Default)]
 pub struct Population<T> {
     counts: Vec<T>,
-    /// mu = n / N, after [`Population::finish`].
+    /// mu = n / N, after [`Population::finish`] or [`Population::fill`], as what follows.
     densities: Vec<f64>,
-    /// The occupied states in bits, after [`Population::finish`]; until then, all ones for blocks
-    /// in `blocks`.
+    /// The occupied states in bits; until then, all ones for blocks in `blocks`.
     words: Vec<u64>,
-    /// Blocks with an occupied state; ascending after [`Population::finish`].
+    /// Blocks with an occupied state, ascending.
     blocks: Vec<u32>,
 }
 
@@ -298,13 +297,13 @@ impl<T: Mass> Population<T> {
         }
     }
 
-    /// Whether every block has an occupied state.
-    #[inline]
-    pub fn is_everywhere(&self) -> bool {
-        self.blocks.len() == self.words.len()
+    /// Number of occupied states.
+    pub fn n_occupied(&self) -> usize {
+        let blocks = self.blocks.iter();
+        blocks.map(|&block| self.occupied(block).count()).sum()
     }
 
-    /// Overwrites everything with these counts, in parallel over blocks; costs O(S).
+    /// Overwrites everything with these counts, in parallel over blocks; costs S calls of `count`.
     pub fn fill(&mut self, total: T::Total, count: impl Fn(usize) -> T + Sync) {
         /// Blocks that are worth a task.
         const BLOCKS: usize = 8;
