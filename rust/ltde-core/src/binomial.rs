@@ -190,11 +190,11 @@ impl<V: Real> Btrs<V> {
         let odd = y + (one - pq * 3.0) * (third * (1.0 / 3.0));
         let value = d * (skew * even - odd);
 
-        let range = d.abs() + 0.5;
-        let x = range * (unit * q);
+        let distance = d.abs() + 0.5;
+        let x = distance * (unit * q);
         let x2 = x * x;
         // 1 / (1 - x) <= 1 + 4 x up to x = 3/4
-        let error = range * (x * x2 * x2) * (x * (4.0 / 15.0) + 1.0 / 15.0);
+        let error = distance * (x * x2 * x2) * (x * (4.0 / 15.0) + 1.0 / 15.0);
         (value, error)
     }
 

@@ -1256,7 +1256,7 @@ impl Agents {
     /// its category by comparing integers. Also returns how many agents needed a rest, and how many of
     /// those had two limits at least in their cell of 2^-16.
     fn draw(&self, rng: &mut LaneRng) -> (Vec<i64>, [usize; 2]) {
-        let value = |word: u64, place: usize| 127u8.wrapping_sub((word >> (8 * (place % 8))) as u8);
+        let value = |word: u64, place: usize| byte_of_value(word >> (8 * (place % 8))) as u8;
         let cell = |limit: f64| limit.floor().min(255.0);
         let again = |limit: f64| cell((limit - cell(limit)) * 256.0);
         let rows = &self.batch.rows;

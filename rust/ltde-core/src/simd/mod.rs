@@ -174,7 +174,7 @@ pub trait Word:
 
     /// Shift to higher bits, each word by its own number of bits; zero from 64 on.
     fn shl_by(self, by: Self) -> Self;
-    /// x - y for each 16-bit part, as unsigned numbers, or zero where y is larger.
+    /// x - y in each 16-bit place, as unsigned numbers, or zero where y is larger.
     fn minus16_or_zero(self, other: Self) -> Self;
     /// Whether some bit is set.
     fn any(self) -> bool;
