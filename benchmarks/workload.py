@@ -23,8 +23,8 @@ WARM_UP_STEPS = 12
 
 def local(s, mu, node, edge, prob, reward):  # type: ignore[no-untyped-def]
     """Copy this state's rows of transition data: the local function of the ltde model."""
-    for a in range(prob.shape[0]):
-        for j in range(prob.shape[1]):
+    for j in range(prob.shape[1]):
+        for a in range(prob.shape[0]):
             prob[a, j] = edge[j, a]
 
 

@@ -1,6 +1,7 @@
 //! Speed of the random words, the samplers and the kernels of a step: `cargo bench`, or
 //! `cargo bench -- multinomial` for one group.
 
+use std::borrow::Cow;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use ltde_core::network::{Networks, Reading};
 use ltde_core::policy::{Cell, TabularPolicy, TeamPolicy, Work};
 use ltde_core::population::Population;
 use ltde_core::record::Record;
-use ltde_core::rng::{BLOCK, Purpose, Rng, Seed, Words, philox4x32_10};
+use ltde_core::rng::{BLOCK, BlockRng, Purpose, Rng, Seed, Words, philox4x32_10};
+use ltde_core::simd::{Kernel, Simd, dispatch_ordinary};
 use ltde_core::simulator::Simulator;
 use ltde_core::softmax::SoftmaxPolicy;
 use ltde_core::teams::{ROOM, Teams, draw};
@@ -315,6 +317,31 @@ fn steps(criterion: &mut Criterion) {
     }
 }
 
+/// The draws of one block.
+struct Draw<'a> {
+    policy: &'a TabularPolicy<'a>,
+    teams: Teams<'a, i64>,
+    rng: BlockRng,
+    work: &'a mut Work,
+}
+
+impl Kernel for Draw<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, _: S) {
+        let Teams {
+            cells,
+            degrees,
+            prob,
+            ..
+        } = self.teams;
+        let sums = &mut self.work.sums;
+        sums.add_up(self.policy, cells, degrees, prob, ACTIONS);
+        draw(self.policy, self.teams, &mut self.rng, self.work);
+    }
+}
+
 /// What [`steps`] plays without the local function, the arrivals and all else: draws from tables.
 fn kernels(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("kernels");
@@ -357,6 +384,13 @@ fn kernels(criterion: &mut Criterion) {
                     degrees.push(range.len() as u32);
                     prob.extend(&table[range.start * ACTIONS..range.end * ACTIONS]);
                 }
+                // replicas share the table where nothing is left out
+                let first = graph.indptr()[block * BLOCK] * ACTIONS;
+                let prob = if cells.len() == counts.len() {
+                    Cow::Borrowed(&table[first..][..prob.len()])
+                } else {
+                    Cow::Owned(prob)
+                };
                 blocks.push((replica as u32, block as u32, cells, degrees, prob));
             }
         }
@@ -366,11 +400,8 @@ fn kernels(criterion: &mut Criterion) {
             bencher.iter(|| {
                 step += 1;
                 for (replica, block, cells, degrees, prob) in &blocks {
-                    actions.clear();
                     actions.resize(cells.len() * ACTIONS + ROOM, 0);
-                    landed.clear();
                     landed.resize(prob.len() / ACTIONS + ROOM, 0);
-                    work.sums.add_up(&policy, cells, degrees, prob, ACTIONS);
                     let teams = Teams {
                         cells,
                         degrees,
@@ -378,8 +409,12 @@ fn kernels(criterion: &mut Criterion) {
                         actions: &mut actions,
                         landed: &mut landed,
                     };
-                    let mut rng = Seed(SEED).block(Purpose::Step, *replica, step, *block);
-                    draw(&policy, teams, &mut rng, &mut work);
+                    dispatch_ordinary(Draw {
+                        policy: &policy,
+                        teams,
+                        rng: Seed(SEED).block(Purpose::Step, *replica, step, *block),
+                        work: &mut work,
+                    });
                     black_box(&landed);
                 }
             });

@@ -1,6 +1,7 @@
 //! The local model: reward r(s, mu(N_s), a) and transition P(. | s, mu(N_s), a) on a graph.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result, value_error};
@@ -300,11 +301,12 @@ impl Model {
     ) -> std::result::Result<(), Fault> {
         prob.fill(0.0);
         reward.fill(0.0);
-        self.write(s, mu, prob, reward)?;
+        self.write(s, self.graph.range(s), mu, prob, reward)?;
         self.check(reward_range, s, mu.len(), prob, reward)
     }
 
-    /// Runs the local function of `s` at `mu` (|N_s|,); `prob` and `reward` are zero on arrival.
+    /// Runs the local function of `s`, whose row in the graph is `range`, at `mu` (|N_s|,); `prob` and
+    /// `reward` are zero on arrival.
     ///
     /// # Errors
     /// [`Fault::Raised`].
@@ -312,11 +314,11 @@ impl Model {
     pub(crate) fn write(
         &self,
         s: usize,
+        range: Range<usize>,
         mu: &[f64],
         prob: &mut [f64],
         reward: &mut [f64],
     ) -> std::result::Result<(), Fault> {
-        let range = self.graph.range(s);
         let node = &self.node[s * self.node_width..][..self.node_width];
         let edge = &self.edge[range.start * self.edge_width..range.end * self.edge_width];
         self.local

@@ -1,5 +1,6 @@
 //! One step of one replica, on one thread or parallel over blocks of states, with the same bits.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +11,8 @@ use crate::model::ModelError;
 use crate::policy::TeamPolicy;
 use crate::population::{Mass, Population};
 use crate::rng::BLOCK;
-use crate::step::{BlockRecord, StepContext, Workspace, play_block};
+use crate::simd::dispatch_ordinary;
+use crate::step::{BlockRecord, PlayBlock, StepContext, Workspace};
 use crate::watch::Watch;
 
 /// One replica: its population now, and room for the next.
@@ -218,11 +220,18 @@ fn play_serial<T: Mass, P: TeamPolicy>(
                 .as_deref_mut()
                 .map(|r| &mut r[block as usize * BLOCK..]),
         };
-        play_block(context, now, block, workspace, record, |s, row, landed| {
-            next.add(row, landed);
-            if let Some(flows) = flows.as_deref_mut() {
-                flows[graph.range(s)].copy_from_slice(landed);
-            }
+        dispatch_ordinary(PlayBlock {
+            context,
+            now,
+            block,
+            work: workspace,
+            record,
+            sink: |range: Range<usize>, landed: &[T]| {
+                next.add(&graph.indices()[range.clone()], landed);
+                if let Some(flows) = flows.as_deref_mut() {
+                    flows[range].copy_from_slice(landed);
+                }
+            },
         })?;
     }
     Ok(true)
@@ -303,9 +312,15 @@ fn play_blocks<T: Mass, P: TeamPolicy>(
                 Some(own) => &mut **own,
                 None => other.insert(Workspace::default()),
             };
-            let played = play_block(context, now, block, workspace, record, |s, _, landed| {
-                let range = graph.range(s);
-                flows[range.start - first..range.end - first].copy_from_slice(landed);
+            let played = dispatch_ordinary(PlayBlock {
+                context,
+                now,
+                block,
+                work: workspace,
+                record,
+                sink: |range: Range<usize>, landed: &[T]| {
+                    flows[range.start - first..range.end - first].copy_from_slice(landed);
+                },
             });
             if let Err(error) = played {
                 faults.report(error);

@@ -12,7 +12,7 @@ use crate::watch::Watch;
 pub const PROBABILITY_TOLERANCE: f64 = 1e-4;
 
 /// Where a team acts.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Cell {
     /// Index of the replica within the call.
     pub replica: usize,

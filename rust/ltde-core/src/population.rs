@@ -9,7 +9,7 @@ use crate::multinomial::Scratch;
 use crate::policy::{TeamPolicy, Work};
 use crate::rng::{BLOCK, BlockRng};
 use crate::simd::{Kernel, Simd, dispatch};
-use crate::teams::{self, ROOM, Teams};
+use crate::teams::{self, ROOM, Teams, clear};
 
 /// A number of agents: an integer for finite N, a fraction of the population for N = infinity.
 ///
@@ -27,8 +27,8 @@ pub trait Mass:
     fn density(self, total: Self::Total) -> f64;
     /// The number of agents; of a mass, more than any.
     fn count(self) -> i64;
-    /// Plays the teams of the states of one block: adds the team actions to `teams.actions`, and
-    /// those who go to each neighbour to `teams.landed`.
+    /// Plays the teams of the states of one block: writes the team actions to `teams.actions`, and
+    /// how many go to each neighbour to `teams.landed`.
     fn play<P: TeamPolicy>(policy: &P, teams: Teams<'_, Self>, rng: &mut BlockRng, work: &mut Work);
     /// The team reward: sum over a of c(s, a) r(s, mu(N_s), a) / N.
     fn team_reward(actions: &[Self], reward: &[f64], allowed: &[bool], total: Self::Total) -> f64;
@@ -122,6 +122,8 @@ impl Mass for f64 {
             mut landed,
         } = teams;
         let width = (actions.len() - ROOM) / cells.len();
+        clear(actions);
+        clear(landed);
         work.mean_actions(policy, cells, width);
         let teams = actions
             .chunks_exact_mut(width)

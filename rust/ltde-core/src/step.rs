@@ -1,12 +1,14 @@
 //! One step of one replica: team actions, next states, team rewards (Eq. (2.7), (3.4), (3.5),
 //! with the weight mu(s) of Lemma 3.1 in the reward).
 
+use std::ops::Range;
+
 use crate::model::{AreSound, Fault, Model, ModelError};
 use crate::policy::{Cell, TeamPolicy, Work};
 use crate::population::{Mass, Population};
 use crate::rng::{BLOCK, Purpose, Seed};
-use crate::simd::dispatch;
-use crate::teams::{ROOM, Teams};
+use crate::simd::{Kernel, Simd, dispatch};
+use crate::teams::{ROOM, Teams, clear};
 
 /// What all blocks of one step of one replica share.
 #[derive(Clone, Copy)]
@@ -24,9 +26,6 @@ pub(crate) struct StepContext<'a, T: Mass, P> {
     /// Index of the step within the call, for the policy.
     pub time: usize,
 }
-
-/// Zeros that are written at once: more would start slowly (`rep stos` in the C library).
-const ZEROS: usize = 128;
 
 /// Buffers of one worker, for the occupied states of one block.
 #[derive(Debug, Default)]
@@ -52,73 +51,86 @@ pub(crate) struct BlockRecord<'a, T> {
     pub rewards: Option<&'a mut [f64]>,
 }
 
-/// Plays one block of states of `now`; hands `sink` each occupied state with its row of the graph
-/// and the masses that went there.
-#[inline]
-pub(crate) fn play_block<T: Mass, P: TeamPolicy>(
-    context: &StepContext<'_, T, P>,
-    now: &Population<T>,
-    block: u32,
-    work: &mut Workspace<T>,
-    record: BlockRecord<'_, T>,
-    mut sink: impl FnMut(usize, &[u32], &[T]),
-) -> Result<(), Box<ModelError>> {
-    let StepContext { model, policy, .. } = *context;
-    let width = model.n_actions;
-    let raised = work.evaluate(context, now, block);
-    work.check(context, now)?;
-    raised?;
-    let Workspace {
-        prob,
-        reward,
-        cells,
-        degrees,
-        actions,
-        landed,
-        draws,
-        ..
-    } = work;
-    zeros(actions, cells.len() * width + ROOM);
-    zeros(landed, prob.len() / width + ROOM);
-    let mut rng = context
-        .seed
-        .block(Purpose::Step, context.replica, context.step, block);
-    let teams = Teams {
-        cells,
-        degrees,
-        prob,
-        actions,
-        landed,
-    };
-    T::play(policy, teams, &mut rng, draws);
-    let teams = cells.iter().zip(actions.chunks_exact(width));
-    if let Some(out) = record.actions {
-        for ((cell, _), team) in teams.clone() {
-            out[cell.state % BLOCK * width..][..width].copy_from_slice(team);
+/// Plays one block of states of `now`; hands `sink` the range of each occupied state in the graph's
+/// rows, and the masses that go there.
+pub(crate) struct PlayBlock<'a, 'b, T: Mass, P, F> {
+    pub context: &'a StepContext<'b, T, P>,
+    pub now: &'a Population<T>,
+    pub block: u32,
+    pub work: &'a mut Workspace<T>,
+    pub record: BlockRecord<'a, T>,
+    pub sink: F,
+}
+
+impl<T: Mass, P: TeamPolicy, F: FnMut(Range<usize>, &[T])> Kernel for PlayBlock<'_, '_, T, P, F> {
+    type Output = Result<(), Box<ModelError>>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Result<(), Box<ModelError>> {
+        let PlayBlock {
+            context,
+            now,
+            block,
+            work,
+            record,
+            mut sink,
+        } = self;
+        let StepContext { model, policy, .. } = *context;
+        let width = model.n_actions;
+        let raised = work.evaluate(context, now, block);
+        work.check(context, now)?;
+        raised?;
+        let Workspace {
+            prob,
+            reward,
+            cells,
+            degrees,
+            actions,
+            landed,
+            draws,
+            ..
+        } = work;
+        actions.resize(cells.len() * width + ROOM, T::default());
+        landed.resize(prob.len() / width + ROOM, T::default());
+        let mut rng = context
+            .seed
+            .block(Purpose::Step, context.replica, context.step, block);
+        let teams = Teams {
+            cells,
+            degrees,
+            prob,
+            actions,
+            landed,
+        };
+        T::play(policy, teams, &mut rng, draws);
+        let teams = cells.iter().zip(actions.chunks_exact(width));
+        if let Some(out) = record.actions {
+            for ((cell, _), team) in teams.clone() {
+                out[cell.state % BLOCK * width..][..width].copy_from_slice(team);
+            }
         }
-    }
-    if let Some(out) = record.rewards {
-        for (((cell, _), team), reward) in teams.zip(reward.chunks_exact(width)) {
-            let s = cell.state;
-            out[s % BLOCK] = T::team_reward(team, reward, model.allowed(s), context.total);
+        if let Some(out) = record.rewards {
+            for (((cell, _), team), reward) in teams.zip(reward.chunks_exact(width)) {
+                let s = cell.state;
+                out[s % BLOCK] = T::team_reward(team, reward, model.allowed(s), context.total);
+            }
         }
+        let mut landed = landed.as_slice();
+        for (cell, _) in &*cells {
+            let range = model.graph.range(cell.state);
+            let arrivals;
+            (arrivals, landed) = landed.split_at(range.len());
+            sink(range, arrivals);
+        }
+        Ok(())
     }
-    let mut landed = landed.as_slice();
-    for (&(cell, _), &degree) in cells.iter().zip(&*degrees) {
-        let arrivals;
-        (arrivals, landed) = landed.split_at(degree as usize);
-        sink(cell.state, model.graph.row(cell.state), arrivals);
-    }
-    Ok(())
 }
 
 /// Makes `out` so many zeros.
 #[inline(always)]
-fn zeros<T: Mass>(out: &mut Vec<T>, len: usize) {
-    out.resize(len, T::default());
-    for piece in out.chunks_mut(ZEROS) {
-        piece.fill(T::default());
-    }
+fn zeros(out: &mut Vec<f64>, len: usize) {
+    out.resize(len, 0.0);
+    clear(out);
 }
 
 /// The densities mu(N_s) of K neighbours.
@@ -144,22 +156,27 @@ impl<T: Mass> Workspace<T> {
         now: &Population<T>,
         block: u32,
     ) -> Result<(), Box<ModelError>> {
-        let (model, densities) = (context.model, now.densities());
+        let model = context.model;
         let width = model.n_actions;
-        self.cells.clear();
-        self.degrees.clear();
+        let (counts, densities) = (now.counts(), now.densities());
+        let (indptr, indices) = (model.graph.indptr(), model.graph.indices());
+        let occupied = now.occupied(block);
+        let count = occupied.clone().count();
+        self.cells.resize(count, Default::default());
+        self.degrees.resize(count, 0);
+        let (replica, time) = (context.local_replica, context.time);
         let mut degrees = 0;
-        for s in now.occupied(block) {
-            let cell = Cell {
-                replica: context.local_replica,
-                time: context.time,
+        let states = self.cells.iter_mut().zip(&mut self.degrees);
+        for (((cell, n), degree), s) in states.zip(occupied) {
+            *cell = Cell {
+                replica,
+                time,
                 state: s,
                 density: densities[s],
             };
-            let degree = model.graph.range(s).len();
-            self.cells.push((cell, now.counts()[s]));
-            self.degrees.push(degree as u32);
-            degrees += degree;
+            *n = counts[s];
+            *degree = (indptr[s + 1] - indptr[s]) as u32;
+            degrees += *degree as usize;
         }
         self.mu.resize(model.max_degree(), 0.0);
         zeros(&mut self.prob, width * degrees);
@@ -168,7 +185,8 @@ impl<T: Mass> Workspace<T> {
         let states = self.cells.iter().zip(self.reward.chunks_exact_mut(width));
         for (i, ((cell, _), reward)) in states.enumerate() {
             let s = cell.state;
-            let row = model.graph.row(s);
+            let range = indptr[s]..indptr[s + 1];
+            let row = &indices[range.clone()];
             let prob;
             (prob, rest) = rest.split_at_mut(width * row.len());
             let mu = &mut self.mu[..row.len()];
@@ -180,7 +198,7 @@ impl<T: Mass> Workspace<T> {
                 5 => gather::<5>(densities, row, mu),
                 _ => gather_any(densities, row, mu),
             }
-            if let Err(fault) = model.write(s, mu, prob, reward) {
+            if let Err(fault) = model.write(s, range, mu, prob, reward) {
                 self.cells.truncate(i);
                 return Err(context.error(fault, s, now));
             }

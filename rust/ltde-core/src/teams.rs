@@ -19,10 +19,20 @@ pub struct Teams<'a, T> {
     pub degrees: &'a [u32],
     /// P (A, |N_s|) of each, one after the other.
     pub prob: &'a [f64],
-    /// The team actions c(s, .) (cells, A), zero on arrival, and [`ROOM`] more.
+    /// For the team actions c(s, .) (cells, A), and [`ROOM`] more; whatever it holds is overwritten.
     pub actions: &'a mut [T],
-    /// How many go to each neighbour (|N_s|,) of each, zero on arrival, and [`ROOM`] more.
+    /// For how many go to each neighbour (|N_s|,) of each, and [`ROOM`] more; as `actions`.
     pub landed: &'a mut [T],
+}
+
+/// Makes everything zero.
+#[inline(always)]
+pub(crate) fn clear<T: Mass>(out: &mut [T]) {
+    /// Zeros that are written at once: more would start slowly (`rep stos` in the C library).
+    const ZEROS: usize = 128;
+    for piece in out.chunks_mut(ZEROS) {
+        piece.fill(T::default());
+    }
 }
 
 /// Sums of the rows of P of the occupied states of one block.
@@ -37,14 +47,16 @@ pub struct Sums {
     half: bool,
     /// Most agents of a team that is drawn agent by agent, see [`tiny::most`].
     most: i64,
+    /// Whether all teams are.
+    all_tiny: bool,
 }
 
 impl Sums {
     /// Adds up P (A, |N_s|) of each cell, one after the other, for A = `width` actions and the
     /// |N_s| of `degrees`; returns the sums (cells, A). What the draws of `policy` use of them is
-    /// kept for [`draw`]. Weights may be anything: they are checked by their sums. Not compiled for
-    /// vectors, which would scatter.
-    #[inline(never)]
+    /// kept for [`draw`]. Weights may be anything: they are checked by their sums. To be called from
+    /// ordinary code, see [`crate::simd::dispatch_ordinary`].
+    #[inline(always)]
     pub fn add_up<T: Mass, P: TeamPolicy>(
         &mut self,
         policy: &P,
@@ -71,6 +83,7 @@ impl Sums {
             let degree: u32 = degrees[i];
             (degree, tiny::is_tiny(cells[i].1.count(), degree, most))
         };
+        self.all_tiny = true;
         let mut first = 0;
         while first < cells.len() {
             // rows of one kind side by side
@@ -79,6 +92,7 @@ impl Sums {
             while end < cells.len() && kind(end) == (degree, is_tiny) {
                 end += 1;
             }
+            self.all_tiny &= is_tiny;
             let degree = degree as usize;
             let own;
             (own, prob) = prob.split_at((end - first) * width * degree);
@@ -129,6 +143,10 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
         landed,
     } = teams;
     let width = (actions.len() - ROOM) / cells.len();
+    if !work.sums.all_tiny {
+        clear(actions);
+        clear(landed);
+    }
     let multinomial = policy.is_multinomial();
     if multinomial {
         work.mean_actions(policy, cells, width);
@@ -162,7 +180,6 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
         }
         first += degree as usize;
     }
-    let all_tiny = tiny.teams.len() == cells.len();
     if !tiny.teams.is_empty() {
         dispatch(PlayTiny {
             rng,
@@ -175,7 +192,7 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
             scratch: tiny,
         });
     }
-    if all_tiny {
+    if sums.all_tiny {
         return;
     }
     draw_rows(rng, rows, pi, scratch, actions);

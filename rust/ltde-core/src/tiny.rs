@@ -74,10 +74,9 @@ pub(crate) struct PlayTiny<'a> {
     /// Laws (1 + A,) of each state: room for that of pi, then those of the rows of P; and room for
     /// [`WIDEST`] more.
     pub laws: &'a mut [Eight<f64>],
-    /// The team action (A,) of each state, zero on arrival; with room for [`WIDEST`] more.
+    /// For the team action (A,) of each state; with room for [`WIDEST`] more.
     pub actions: &'a mut [i64],
-    /// How many go to each neighbour (|N_s|,) of each state, zero on arrival; with room for
-    /// [`WIDEST`] more.
+    /// For how many go to each neighbour (|N_s|,) of each state; with room for [`WIDEST`] more.
     pub landed: &'a mut [i64],
     pub scratch: &'a mut Scratch,
 }
@@ -245,8 +244,8 @@ fn write_law<const K: usize, const LIMITS: usize>(weights: &[f64], law: &mut Eig
     total
 }
 
-/// Writes the bytes of `counts`, all eight: what follows the categories of a team is zero, and is
-/// written later.
+/// Writes the bytes of `counts`, all eight: what follows the categories of a team are zeros, where
+/// the next team's come later.
 #[inline(always)]
 fn unpack(counts: u64, out: &mut [i64]) {
     out[..WIDEST].copy_from_slice(&counts.to_le_bytes().map(i64::from));

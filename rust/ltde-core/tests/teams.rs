@@ -79,8 +79,9 @@ impl Block {
             density: 0.5,
         };
         let cells: Vec<(Cell, i64)> = (0..).map(cell).zip(self.teams.iter().copied()).collect();
-        let mut actions = vec![0; cells.len() * self.actions + ROOM];
-        let mut landed = vec![0; self.prob.len() / self.actions + ROOM];
+        // what stands there before does not matter
+        let mut actions = vec![i64::MIN; cells.len() * self.actions + ROOM];
+        let mut landed = vec![i64::MIN; self.prob.len() / self.actions + ROOM];
         let policy = Table {
             pi: &self.pi,
             actions: self.actions,

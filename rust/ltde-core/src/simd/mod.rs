@@ -207,6 +207,13 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     run(instruction_set(), kernel)
 }
 
+/// As [`dispatch`] for ordinary code, with AVX2 at most: for AVX-512 the compiler would turn its
+/// loops into scatters.
+#[inline(always)]
+pub fn dispatch_ordinary<K: Kernel>(kernel: K) -> K::Output {
+    run(instruction_set().min(InstructionSet::Avx2), kernel)
+}
+
 /// The instruction sets with code of their own, from narrow to wide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
