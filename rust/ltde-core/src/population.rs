@@ -61,7 +61,7 @@ impl Mass for i64 {
         self
     }
 
-    #[inline]
+    #[inline(always)]
     fn play<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng, work: &mut Work) {
         teams::draw(policy, teams, rng, work);
     }

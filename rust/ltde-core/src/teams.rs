@@ -134,6 +134,7 @@ fn add_up(prob: &[f64], degree: usize, sums: &mut [f64]) {
 
 /// Draws the team actions, Eq. (3.2) or those of `policy`, and the next states, Eq. (2.7). The
 /// sums of `work` must be those of these rows.
+#[inline(always)]
 pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng, work: &mut Work) {
     let Teams {
         cells,
