@@ -2,7 +2,7 @@
 
 Import after `report.use_one_thread`. A contender holds its own state; each call makes `steps`
 steps, the counts of one feeding the next, and evaluates no policy or model that could have been
-tabulated beforehand (ltde alone calls its compiled local function).
+tabulated beforehand (only ltde, and a loop that is named so, call the compiled local function).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -215,29 +215,40 @@ def _jax_step() -> Any:
 
 
 def numba_agents(work: Workload) -> Iterator[Contender]:
-    """Yield a compiled loop over the agents: two uniforms each, against cumulative thresholds."""
+    """Yield compiled loops over the agents: two uniforms each, against cumulative thresholds.
+
+    Those of the next states come from a table, or from the local function as ltde calls it, once
+    for each occupied state in each step, but without its checks.
+    """
     network = work.network
     if work.n_agents * network.n_replicas > MAX_AGENTS:
         return
-    rng = np.random.default_rng(SEED)
-    homes = np.arange(network.n_states, dtype=np.int32)
-    where = np.stack([rng.permutation(np.repeat(homes, row)) for row in work.counts])
+    indptr, indices, edge = network.indptr, network.indices, network.edge
     policy = np.cumsum(network.policy, axis=2)
-    transition = np.cumsum(network.transition, axis=2)
-    next_state = network.next_state.astype(np.int32)
-    bits = rng.integers(2**64, size=4, dtype=np.uint64)
-    counts = work.counts.copy()
+    rows = np.zeros((network.n_states, N_NEXT), np.int32)
+    for s in range(network.n_states):
+        rows[s, : indptr[s + 1] - indptr[s]] = indices[indptr[s] : indptr[s + 1]]
+    table, nothing = np.cumsum(network.transition, axis=2), np.empty(network.transition.shape)
+    laws = {
+        "numba loop over agents": (False, table, network.next_state.astype(np.int32)),
+        "numba loop, local function": (True, nothing, rows),
+    }
     walk = _numba_walk()
-
-    def advance() -> None:
-        walk(where, policy, transition, next_state, bits, counts)
-
-    yield Contender("numba loop over agents", advance, lambda: counts)
+    for name, (evaluated, thresholds, next_state) in laws.items():
+        rng = np.random.default_rng(SEED)
+        homes = np.arange(network.n_states, dtype=np.int32)
+        where = np.stack([rng.permutation(np.repeat(homes, row)) for row in work.counts])
+        bits = rng.integers(2**64, size=4, dtype=np.uint64)
+        counts = work.counts.copy()
+        data = (where, policy, indptr, indices, edge, evaluated, thresholds, next_state)
+        yield Contender(name, partial(walk, *data, bits, counts), lambda counts=counts: counts)
 
 
 @cache
 def _numba_walk() -> Any:
     import numba
+
+    law = numba.njit(local)
 
     @numba.njit
     def uniform(s0, s1, s2, s3):  # type: ignore[no-untyped-def]
@@ -253,10 +264,35 @@ def _numba_walk() -> Any:
         return value, s0, s1, s2, s3
 
     @numba.njit
-    def walk(where, policy, transition, next_state, bits, counts):  # type: ignore[no-untyped-def]
+    def evaluate(counts, n_agents, indptr, indices, edge, thresholds):  # type: ignore[no-untyped-def]
+        """Write the thresholds of the occupied states."""
+        mu, node, reward = np.empty(N_NEXT), np.empty(0), np.empty(N_ACTIONS)
+        memory = np.empty(N_ACTIONS * N_NEXT)
+        for s in range(counts.size):
+            if counts[s] == 0:
+                continue
+            row = indices[indptr[s] : indptr[s + 1]]
+            for j in range(row.size):
+                mu[j] = counts[row[j]] / n_agents
+            prob = memory[: N_ACTIONS * row.size].reshape((N_ACTIONS, row.size))
+            prob[:] = 0.0
+            reward[:] = 0.0
+            law(s, mu[: row.size], node, edge[indptr[s] : indptr[s + 1]], prob, reward)
+            for a in range(N_ACTIONS):
+                total = 0.0
+                for j in range(N_NEXT - 1):
+                    total = total + prob[a, j] if j < row.size - 1 else np.inf
+                    thresholds[s, a, j] = total
+
+    @numba.njit
+    def walk(  # type: ignore[no-untyped-def]
+        where, policy, indptr, indices, edge, evaluated, thresholds, next_state, bits, counts
+    ):
         s0, s1, s2, s3 = bits
-        counts[:] = 0
         for b in range(where.shape[0]):
+            if evaluated:
+                evaluate(counts[b], where.shape[1], indptr, indices, edge, thresholds)
+            counts[b] = 0
             for i in range(where.shape[1]):
                 s = where[b, i]
                 u, s0, s1, s2, s3 = uniform(s0, s1, s2, s3)
@@ -266,7 +302,7 @@ def _numba_walk() -> Any:
                 u, s0, s1, s2, s3 = uniform(s0, s1, s2, s3)
                 k = 0
                 for j in range(N_NEXT - 1):
-                    k += u >= transition[s, action, j]
+                    k += u >= thresholds[s, action, j]
                 where[b, i] = next_state[s, k]
                 counts[b, where[b, i]] += 1
         bits[0], bits[1], bits[2], bits[3] = s0, s1, s2, s3
