@@ -228,10 +228,10 @@ def numba_agents(work: Workload) -> Iterator[Contender]:
     rows = np.zeros((network.n_states, N_NEXT), np.int32)
     for s in range(network.n_states):
         rows[s, : indptr[s + 1] - indptr[s]] = indices[indptr[s] : indptr[s + 1]]
-    table, nothing = np.cumsum(network.transition, axis=2), np.empty(network.transition.shape)
+    table, room = np.cumsum(network.transition, axis=2), np.empty(network.transition.shape)
     laws = {
         "numba loop over agents": (False, table, network.next_state.astype(np.int32)),
-        "numba loop, local function": (True, nothing, rows),
+        "numba loop, local function": (True, room, rows),
     }
     walk = _numba_walk()
     for name, (evaluated, thresholds, next_state) in laws.items():
