@@ -25,13 +25,13 @@ def ln_pmf_ratio(n, p, m, k):
 
 
 def ratio_rows(rng):
-    """Draw (n, p, mode, k) where the sampler uses rejection: n p >= 10, k within 6 sd."""
-    sizes = [20, 21, 25, 33, 100, 1000, MAX_COUNT - 1]
+    """Draw (n, p, mode, k) where the sampler uses rejection: n p >= 6, k within 6 sd."""
+    sizes = [12, 13, 20, 21, 25, 33, 100, 1000, MAX_COUNT - 1]
     for exponent in (5, 6, 8, 10, 12, 16, 20, 24, 30, 31, 32, 36, 40, 44, 47, 50, 52, 53):
         top = 2**exponent - (exponent == 53)
         sizes += [top] + [top - rng.randrange(2 ** (exponent - 2)) for _ in range(3)]
     for n in sizes:
-        low = max(10 / n, 1e-12)
+        low = max(6 / n, 1e-12)
         for i in range(6):
             # The ends of the range and, between them, p uniform on the scale of logarithms.
             p = 0.5 if i == 0 else low if i == 1 else math.exp(rng.uniform(math.log(low), -0.7))

@@ -4,11 +4,11 @@
 //! `q = 1 - p` both passed by the caller, each accurate relative to itself: nothing in here
 //! computes `1 - p`.
 //!
-//! - n min(p, q) < 10: inversion by sequential search from 0 (Kachitvichyanukul and Schmeiser's
+//! - n min(p, q) < 6: inversion by sequential search from 0 (Kachitvichyanukul and Schmeiser's
 //!   BINV), q^n as exp(n ln1p(-p)).
-//! - otherwise: transformed rejection with squeeze (Hörmann's BTRS, J. Stat. Comput. Simul.
-//!   46, 1993), and a second squeeze by Taylor's series. The hat dominates for n p >= 10; that and
-//!   both squeezes are checked deterministically on dense grids by the tests.
+//! - otherwise: rejection from the strips of a [`hat`] that is the same for all laws, with a squeeze
+//!   for each strip, and a second squeeze by Taylor's series. The hat dominates for n p >= 6; that
+//!   and both squeezes are checked deterministically by the tests.
 //!
 //! **Numerics.** k is drawn as floor(n p) + floor(offset), so that no bit is lost up to 2^53. The
 //! logarithm of a ratio of probabilities comes from the series of the second squeeze, whose
@@ -16,18 +16,19 @@
 //! error is about 5 |k - m| 2^-53: below 1.1e-7 within 6 standard deviations at n = 2^53, where the
 //! textbook form is off by 1.
 
+use crate::hat;
 use crate::math::{exp, ln, ln_1p, stirling_tail};
-use crate::rng::Words;
-use crate::simd::{Mask, Real};
+use crate::rng::{Words, open_uniform};
+use crate::simd::{Mask, Real, Word};
 
 /// Largest count whose neighbours are exact in a float64.
 pub const MAX_COUNT: u64 = 1 << 53;
 
-/// n min(p, q) from which transformed rejection is used; its hat needs at least 10.
-pub const REJECTION_FROM: f64 = 10.0;
+/// n min(p, q) from which rejection is used; its hat needs at least 6.
+pub const REJECTION_FROM: f64 = 6.0;
 
 /// Attempts after which rejection gives up and returns the mode; each attempt is accepted with
-/// a probability above 0.7, so this happens with probability below 10^-133.
+/// a probability above 0.6, so this happens with probability below 10^-100.
 pub(crate) const MAX_ATTEMPTS: usize = 256;
 
 /// Inversion stops where the remaining mass is below the resolution of a uniform (2^-53).
@@ -94,61 +95,83 @@ const RECIPROCAL: [f64; 256] = {
     table
 };
 
-/// The constants of the transformed rejection for (n, p), named as in Hörmann's paper: of one law,
-/// or of one in each lane.
+/// The constants of the rejection for (n, p): of one law, or of one in each lane.
 #[derive(Debug, Clone, Copy)]
-pub struct Btrs<V> {
+pub struct Rejection<V> {
     n: V,
     p: V,
     q: V,
-    spq: V,
-    /// Width and slope of the transformation u -> (2 a / u_s + b) u + c.
-    b: V,
-    a: V,
-    /// floor(n p), and n p - floor(n p) + 1/2 without rounding.
+    /// The unit of the hat: sd + [`hat::WIDER`].
+    scale: V,
+    /// floor(n p), and (n + 1) p - floor(n p) without rounding.
     whole: V,
     fraction: V,
 }
 
-impl<V: Real> Btrs<V> {
-    /// Set-up; needs p <= 1/2 and n p >= 10.
+/// A place under the hat, one in each lane.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<V> {
+    /// The value.
+    pub k: V,
+    /// Width of the strip; the hat is [`hat::AREA`] over it. In the tail as wide as it would be.
+    pub width: V,
+    /// The squeeze of the strip, see [`hat::STRIPS`].
+    level: V,
+    slope: V,
+}
+
+impl<V: Real> Rejection<V> {
+    /// Set-up; needs p <= 1/2 and n p >= 6.
     #[inline(always)]
     pub fn new(n: V, p: V, q: V) -> Self {
-        let spq = (n * p * q).sqrt();
-        let b = spq * 2.53 + 1.15;
-        let a = b * 0.0248 + p * 0.01 - 0.0873;
+        let scale = (n * p * q).sqrt() + hat::WIDER;
         let (product, error) = n.two_product(p);
         let whole = product.floor();
-        let fraction = (product - whole) + error + 0.5;
-        Btrs {
+        let fraction = (product - whole) + error + p;
+        Rejection {
             n,
             p,
             q,
-            spq,
-            b,
-            a,
+            scale,
             whole,
             fraction,
         }
     }
 
-    /// The candidate for u in (-1/2, 1/2), u_s = 1/2 - |u|.
+    /// The candidate of a word: bit 0 is the side, bits 2 to 8 are the strip, and the upper 52 bits
+    /// the place in it.
     #[inline(always)]
-    pub fn candidate(&self, u: V, us: V) -> V {
-        self.whole + (((self.a + self.a) / us + self.b) * u + self.fraction).floor()
+    pub fn candidate(&self, word: V::Bits) -> Candidate<V> {
+        let u = open_uniform(word);
+        let [left, mut width, level, slope] = word.look_up(&hat::STRIPS);
+        let mut z = left + u * width;
+        let tail = level.lt(u.of(0.0));
+        if tail.any() {
+            // u is the part of the tail beyond z, which falls like z^-4
+            let root = u.sqrt().sqrt();
+            z = V::select(tail, left / root, z);
+            width = V::select(tail, left * 0.25 / (u * root), width);
+        }
+        let z = (z.to_bits() ^ word.shl::<63>()).to_real();
+        Candidate {
+            k: self.whole + (self.scale * z + self.fraction).floor(),
+            width,
+            level,
+            slope,
+        }
     }
 
-    /// First squeeze: inside this rectangle every candidate is accepted. v <= 0.92 - 4.2 / b.
+    /// First squeeze: such a v is accepted wherever in its strip the candidate is.
     #[inline(always)]
-    pub fn accept_at_once(&self, us: V, v: V) -> V::Mask {
-        us.of(0.07).le(us) & (v * self.b).le(self.b * 0.92 - 4.2)
+    pub fn accept_at_once(&self, candidate: &Candidate<V>, v: V) -> V::Mask {
+        candidate.slope.le((candidate.level - v) * self.scale)
     }
 
-    /// The height of v under the hat at u, on the scale of f(k) / f(mode).
+    /// The height of v under the hat where a candidate has this width, on the scale of
+    /// f(k) / f(mode).
     #[inline(always)]
-    pub fn height(&self, us: V, v: V) -> V {
-        let us2 = us * us;
-        v * (self.b * 2.83 + 5.1) * self.spq * us2 / (self.b * (self.a + self.b * us2))
+    pub fn height(&self, width: V, v: V) -> V {
+        v * hat::AREA * (self.scale + hat::HIGHER) / (width * self.scale)
     }
 
     /// Most probable value, floor((n + 1) p).
@@ -157,14 +180,14 @@ impl<V: Real> Btrs<V> {
         ((self.n + 1.0) * self.p).floor().min(self.n)
     }
 
-    /// Largest |k - mode| for [`Btrs::ln_ratio_series`].
+    /// Largest |k - mode| for [`Rejection::ln_ratio_series`].
     #[inline(always)]
     pub fn series_range(&self) -> V {
         ((self.n * self.p) * 0.75 - 0.5).floor()
     }
 
     /// Second squeeze: ln f(m + d) / f(m) lies within `error` of `value`, up to rounding, for the
-    /// mode m and an integer |d| up to [`Btrs::series_range`].
+    /// mode m and an integer |d| up to [`Rejection::series_range`].
     ///
     /// With N = n + 1 and y_i = i - N p, f(i) / f(i - 1) = (1 - y_i / (N q)) / (1 + y_i / (N p)).
     /// Each logarithm by Taylor's series to y^4; the sums of y_i, ..., y_i^4 over the factors from m
@@ -179,7 +202,7 @@ impl<V: Real> Btrs<V> {
         let skew = q - p;
         // the mean of y, and that of its squares less the square of it, in units of N p q
         let unit = one / ((self.n + 1.0) * pq);
-        let y = ((m - self.whole) - (self.fraction - 0.5) - p + (d + 1.0) * 0.5) * unit;
+        let y = ((m - self.whole) - self.fraction + (d + 1.0) * 0.5) * unit;
         let unit2 = unit * unit;
         let v = (d * d - 1.0) * (unit2 * (1.0 / 12.0));
         let y2 = y * y;
@@ -231,23 +254,21 @@ impl<V: Real> Btrs<V> {
     }
 }
 
-/// Transformed rejection.
+/// Rejection from the strips of the hat.
 #[inline]
 fn rejection<R: Words>(rng: &mut R, n: f64, p: f64, q: f64) -> f64 {
-    let btrs = Btrs::new(n, p, q);
+    let law = Rejection::new(n, p, q);
     for _ in 0..MAX_ATTEMPTS {
-        let u = rng.open_uniform() - 0.5;
+        let candidate = law.candidate(rng.next_word());
         let v = rng.open_uniform();
-        let us = 0.5 - u.abs();
-        let k = btrs.candidate(u, us);
-        if btrs.accept_at_once(us, v) {
-            return k;
+        if law.accept_at_once(&candidate, v) {
+            return candidate.k;
         }
-        let ln_height = ln(btrs.height(us, v));
-        let (accepted, rejected) = btrs.second_squeeze(k, ln_height);
-        if accepted || (!rejected && ln_height <= btrs.ln_ratio(btrs.mode(), k)) {
-            return k;
+        let ln_height = ln(law.height(candidate.width, v));
+        let (accepted, rejected) = law.second_squeeze(candidate.k, ln_height);
+        if accepted || (!rejected && ln_height <= law.ln_ratio(law.mode(), candidate.k)) {
+            return candidate.k;
         }
     }
-    btrs.mode()
+    law.mode()
 }

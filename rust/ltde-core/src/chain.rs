@@ -7,7 +7,7 @@
 //! into a queue for the second, or the exact test where that leaves one open; and those that are
 //! rejected, into one for the next attempt.
 
-use crate::binomial::{Btrs, MAX_ATTEMPTS, REJECTION_FROM, inversion};
+use crate::binomial::{MAX_ATTEMPTS, REJECTION_FROM, Rejection, inversion};
 use crate::columns;
 use crate::math::ln;
 use crate::multinomial::Row;
@@ -31,16 +31,28 @@ struct Rows {
     width: usize,
     /// Whether all rows of a group have so many, (groups,).
     alike: Vec<bool>,
-    /// Agents without a category yet, (groups,).
-    left: Vec<Eight<f64>>,
+    /// The groups, and one more to write to where nothing is drawn.
+    groups: Vec<Group>,
     /// Weights and their suffix sums, (groups, width).
     weights: Vec<Eight<f64>>,
     tails: Vec<Eight<f64>>,
-    /// What is drawn: how often the rarer outcome comes, and 1 where that is to go elsewhere.
-    drawn: Vec<Eight<f64>>,
-    flipped: Vec<Eight<f64>>,
     /// How many go to each category, (groups, width).
     counts: Vec<Eight<i64>>,
+}
+
+/// Eight rows on the way, each in its lane.
+#[derive(Debug, Default, Clone, Copy)]
+struct Group {
+    /// Agents without a category yet.
+    left: Eight<f64>,
+    /// What is drawn: how often the rarer outcome comes, and 1 where that is to go elsewhere.
+    drawn: Eight<f64>,
+    flipped: Eight<f64>,
+    /// The probability of the rarer outcome, and of the other.
+    p: Eight<f64>,
+    q: Eight<f64>,
+    /// Whether some lane is for rejection.
+    reject: bool,
 }
 
 /// Binomials that wait, each with the index of its row.
@@ -48,7 +60,7 @@ struct Rows {
 struct Waiting {
     /// n, p, q of inversions.
     small: Queue<4>,
-    /// n, p, q of rejections with a candidate, its u_s and v.
+    /// n, p, q of rejections with a candidate, its width and v.
     tested: Queue<7>,
     /// n, p, q of rejections without a candidate.
     retried: Queue<4>,
@@ -153,17 +165,17 @@ pub(crate) fn draw<S: Simd>(
     }
 }
 
-/// Writes the values where the mask holds to the rows of these indices; `drawn` ends with a group
-/// for the others: to branch would be slower.
+/// Writes the values where the mask holds to the rows of these indices; there is a last group for
+/// the others: to branch would be slower.
 #[inline(always)]
 fn put<S: Simd>(
     simd: S,
     mask: <S::Real as Real>::Mask,
     index: S::Real,
     values: S::Real,
-    drawn: &mut [Eight<f64>],
+    groups: &mut [Group],
 ) {
-    let nowhere = simd.word(((drawn.len() - 1) * LANES) as u64).to_real();
+    let nowhere = simd.word(((groups.len() - 1) * LANES) as u64).to_real();
     let (mut to, mut what) = ([0; LANES], [0.0; LANES]);
     S::Real::select(mask, index, nowhere)
         .to_bits()
@@ -171,7 +183,7 @@ fn put<S: Simd>(
     values.store(&mut what);
     for (&to, what) in to.iter().zip(what).take(S::WIDTH) {
         let row = to as usize;
-        drawn[row / LANES].0[row % LANES] = what;
+        groups[row / LANES].drawn.0[row % LANES] = what;
     }
 }
 
@@ -183,21 +195,19 @@ impl Rows {
         let (width, groups) = (columns::width(rows).0 as usize, rows.len().div_ceil(LANES));
         self.width = width;
         self.alike.clear();
-        self.left.clear();
-        self.left.resize(groups, ZERO);
+        self.groups.clear();
+        self.groups.resize(groups + 1, Group::default());
         self.weights.resize(width * groups, ZERO);
         self.tails.resize(width * groups, ZERO);
-        self.drawn.resize(groups + 1, ZERO);
-        self.flipped.resize(groups, ZERO);
         self.counts.resize(width * groups, Eight([0; LANES]));
-        let groups = rows.chunks(LANES).zip(&mut self.left);
-        for ((group, left), columns) in groups.zip(self.weights.chunks_exact_mut(width)) {
-            for (left, row) in left.0.iter_mut().zip(group) {
+        let groups = rows.chunks(LANES).zip(&mut self.groups);
+        for ((rows, group), columns) in groups.zip(self.weights.chunks_exact_mut(width)) {
+            for (left, row) in group.left.0.iter_mut().zip(rows) {
                 *left = row.n as f64;
             }
-            let alike = columns::width(group) == (width as u32, true);
+            let alike = columns::width(rows) == (width as u32, true);
             self.alike.push(alike);
-            columns::arrange(group, alike, weights, columns);
+            columns::arrange(rows, alike, weights, columns);
         }
     }
 
@@ -222,11 +232,9 @@ impl Rows {
     fn link<S: Simd>(&mut self, simd: S, rng: &mut LaneRng, j: usize, waiting: &mut Waiting) {
         let Rows {
             width,
-            left,
+            groups,
             weights,
             tails,
-            drawn,
-            flipped,
             counts,
             ..
         } = self;
@@ -234,15 +242,14 @@ impl Rows {
         let (one, zero) = (simd.real(1.0), simd.real(0.0));
         waiting.small.len = 0;
         waiting.tested.len = 0;
-        let sums = weights.chunks_exact(width).zip(tails.chunks_exact(width));
-        let groups = left.iter_mut().zip(&mut *drawn).zip(&mut *flipped);
-        for (group, (((left, drawn), flipped), (weights, tails))) in groups.zip(sums).enumerate() {
-            let (weights, tails, next_tails) = (&weights[j], &tails[j], &tails[j + 1]);
-            let mut parts = [(zero, zero, zero, zero.lt(zero)); LANES];
-            let mut reject = false;
-            for (part, binomial) in parts.iter_mut().enumerate().take(S::PARTS) {
+        let many = groups.len() - 1;
+        for (i, group) in groups[..many].iter_mut().enumerate() {
+            let at = i * width + j;
+            let (weights, tails, next_tails) = (&weights[at], &tails[at], &tails[at + 1]);
+            group.reject = false;
+            for part in 0..S::PARTS {
                 let at = part * S::WIDTH;
-                let n = simd.load(&left.0[at..]);
+                let n = simd.load(&group.left.0[at..]);
                 let tail = simd.load(&tails.0[at..]);
                 let (p, q) = conditional(
                     simd.load(&weights.0[at..]),
@@ -250,46 +257,57 @@ impl Rows {
                     simd.load(&next_tails.0[at..]),
                 );
                 let flip = q.lt(p);
-                S::Real::select(flip, one, zero).store(&mut flipped.0[at..]);
+                S::Real::select(flip, one, zero).store(&mut group.flipped.0[at..]);
                 let (p, q) = (S::Real::select(flip, q, p), S::Real::select(flip, p, q));
+                p.store(&mut group.p.0[at..]);
+                q.store(&mut group.q.0[at..]);
                 let mean = n * p;
                 let large = simd.real(REJECTION_FROM).le(mean);
                 let small = zero.lt(mean) & !large;
                 if small.any() {
-                    let index = indices(simd, group * LANES + at);
+                    let index = indices(simd, i * LANES + at);
                     waiting.small.push(small, [n, p, q, index]);
                 }
-                *binomial = (n, p, q, large);
-                reject |= large.any();
-            }
-            if !reject {
-                drawn.0 = [0.0; LANES];
-                continue;
-            }
-            for (part, &(n, p, q, large)) in parts.iter().enumerate().take(S::PARTS) {
-                let at = part * S::WIDTH;
-                let (k, us, v, accepted) = attempt(simd, rng, part, n, p, q);
-                S::Real::select(large, k, zero).store(&mut drawn.0[at..]);
-                let index = indices(simd, group * LANES + at);
-                waiting
-                    .tested
-                    .push(large & !accepted, [n, p, q, index, k, us, v]);
+                group.reject |= large.any();
             }
         }
-        waiting.reject(simd, rng, drawn);
-        waiting.invert(simd, rng, drawn);
-        let results = left.iter_mut().zip(drawn).zip(flipped);
-        for (((left, drawn), flipped), counts) in results.zip(counts.chunks_exact_mut(width)) {
+        // in a loop of its own: divisions above and roots below do not wait for each other
+        for (i, group) in groups[..many].iter_mut().enumerate() {
+            if !group.reject {
+                group.drawn.0 = [0.0; LANES];
+                continue;
+            }
             for part in 0..S::PARTS {
                 let at = part * S::WIDTH;
-                let (n, k) = (simd.load(&left.0[at..]), simd.load(&drawn.0[at..]));
-                let flip = zero.lt(simd.load(&flipped.0[at..]));
+                let n = simd.load(&group.left.0[at..]);
+                let p = simd.load(&group.p.0[at..]);
+                let q = simd.load(&group.q.0[at..]);
+                let large = simd.real(REJECTION_FROM).le(n * p);
+                let (k, width, v, accepted) = attempt(simd, rng, part, n, p, q);
+                S::Real::select(large, k, zero).store(&mut group.drawn.0[at..]);
+                let index = indices(simd, i * LANES + at);
+                waiting
+                    .tested
+                    .push(large & !accepted, [n, p, q, index, k, width, v]);
+            }
+        }
+        waiting.reject(simd, rng, groups);
+        waiting.invert(simd, rng, groups);
+        for (i, group) in groups[..many].iter_mut().enumerate() {
+            let column = i * width + j;
+            for part in 0..S::PARTS {
+                let at = part * S::WIDTH;
+                let (n, k) = (
+                    simd.load(&group.left.0[at..]),
+                    simd.load(&group.drawn.0[at..]),
+                );
+                let flip = zero.lt(simd.load(&group.flipped.0[at..]));
                 let k = S::Real::select(flip, n - k, k);
                 let others = n - k;
-                others.store(&mut left.0[at..]);
-                integer(k).store_signed(&mut counts[j].0[at..]);
+                others.store(&mut group.left.0[at..]);
+                integer(k).store_signed(&mut counts[column].0[at..]);
                 if j + 2 == width {
-                    integer(others).store_signed(&mut counts[j + 1].0[at..]);
+                    integer(others).store_signed(&mut counts[column + 1].0[at..]);
                 }
             }
         }
@@ -322,37 +340,37 @@ impl Waiting {
     /// Decides on the candidates that are drawn, and draws others for those that are rejected, until
     /// nobody waits.
     #[inline(always)]
-    fn reject<S: Simd>(&mut self, simd: S, rng: &mut LaneRng, drawn: &mut [Eight<f64>]) {
+    fn reject<S: Simd>(&mut self, simd: S, rng: &mut LaneRng, groups: &mut [Group]) {
         for attempts in 1.. {
             if self.tested.len == 0 {
                 return;
             }
             self.retried.len = 0;
             for i in (0..self.tested.len).step_by(S::WIDTH) {
-                let ([n, p, q, index, k, us, v], live) = self.tested.at(simd, i);
-                let btrs = Btrs::new(n, p, q);
-                let ln_height = ln(btrs.height(us, v));
-                let (accepted, mut rejected) = btrs.second_squeeze(k, ln_height);
+                let ([n, p, q, index, k, width, v], live) = self.tested.at(simd, i);
+                let law = Rejection::new(n, p, q);
+                let ln_height = ln(law.height(width, v));
+                let (accepted, mut rejected) = law.second_squeeze(k, ln_height);
                 let open = live & !accepted & !rejected;
                 if open.any() {
-                    let possible = ln_height.le(btrs.ln_ratio(btrs.mode(), k));
+                    let possible = ln_height.le(law.ln_ratio(law.mode(), k));
                     rejected = rejected | (open & !possible);
                 }
                 self.retried.push(live & rejected, [n, p, q, index]);
             }
             self.tested.len = 0;
-            for group in (0..self.retried.len).step_by(LANES) {
+            for first in (0..self.retried.len).step_by(LANES) {
                 for part in 0..S::PARTS {
-                    let i = group + part * S::WIDTH;
+                    let i = first + part * S::WIDTH;
                     let ([n, p, q, index], live) = self.retried.at(simd, i);
                     if attempts == MAX_ATTEMPTS {
-                        put(simd, live, index, Btrs::new(n, p, q).mode(), drawn);
+                        put(simd, live, index, Rejection::new(n, p, q).mode(), groups);
                         continue;
                     }
-                    let (k, us, v, accepted) = attempt(simd, rng, part, n, p, q);
-                    put(simd, live, index, k, drawn);
+                    let (k, width, v, accepted) = attempt(simd, rng, part, n, p, q);
+                    put(simd, live, index, k, groups);
                     self.tested
-                        .push(live & !accepted, [n, p, q, index, k, us, v]);
+                        .push(live & !accepted, [n, p, q, index, k, width, v]);
                 }
             }
         }
@@ -360,25 +378,25 @@ impl Waiting {
 
     /// Draws those of small n p.
     #[inline(always)]
-    fn invert<S: Simd>(&mut self, simd: S, rng: &mut LaneRng, drawn: &mut [Eight<f64>]) {
+    fn invert<S: Simd>(&mut self, simd: S, rng: &mut LaneRng, groups: &mut [Group]) {
         let (zero, half) = (simd.real(0.0), simd.real(0.5));
-        for group in (0..self.small.len).step_by(LANES) {
+        for first in (0..self.small.len).step_by(LANES) {
             for part in 0..S::PARTS {
                 let mut words = rng.part(simd, part);
                 let u = words.open_uniform();
                 rng.put_back(simd, part, words);
-                let ([n, p, q, index], live) = self.small.at(simd, group + part * S::WIDTH);
+                let ([n, p, q, index], live) = self.small.at(simd, first + part * S::WIDTH);
                 // what stood in the other lanes before is not to search for long
                 let n = S::Real::select(live, n, zero);
                 let p = S::Real::select(live, p, half);
                 let q = S::Real::select(live, q, half);
-                put(simd, live, index, inversion(u, n, p, q), drawn);
+                put(simd, live, index, inversion(u, n, p, q), groups);
             }
         }
     }
 }
 
-/// One candidate in each lane with its u_s and v, and whether the first squeeze accepts it.
+/// One candidate in each lane with its width and v, and whether the first squeeze accepts it.
 #[inline(always)]
 #[allow(clippy::type_complexity)]
 fn attempt<S: Simd>(
@@ -390,10 +408,11 @@ fn attempt<S: Simd>(
     q: S::Real,
 ) -> (S::Real, S::Real, S::Real, <S::Real as Real>::Mask) {
     let mut words = rng.part(simd, part);
-    let u = words.open_uniform() - 0.5;
+    let word = words.words();
     let v = words.open_uniform();
     rng.put_back(simd, part, words);
-    let us = simd.real(0.5) - u.abs();
-    let btrs = Btrs::new(n, p, q);
-    (btrs.candidate(u, us), us, v, btrs.accept_at_once(us, v))
+    let law = Rejection::new(n, p, q);
+    let candidate = law.candidate(word);
+    let accepted = law.accept_at_once(&candidate, v);
+    (candidate.k, candidate.width, v, accepted)
 }

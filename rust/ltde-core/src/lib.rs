@@ -12,7 +12,7 @@
 //! - [`simulator`]: replicas, rollouts, the restart chain, threads
 //! - [`record`]: where a rollout writes
 //! - [`visitation`]: independent draws from the discounted visitation law
-//! - [`rng`], [`math`], [`binomial`], [`multinomial`]: addressed random numbers and samplers
+//! - [`rng`], [`math`], [`binomial`], [`hat`], [`multinomial`]: addressed random numbers and samplers
 //! - `tiny`, `few`, `chain`: the samplers in vectors, by the number of agents
 //! - [`simd`]: vectors of eight lanes, on every instruction set
 //! - [`watch`]: interrupting a long call
@@ -26,6 +26,7 @@ pub mod energy;
 pub mod error;
 mod few;
 pub mod graph;
+pub mod hat;
 pub mod initial;
 pub mod math;
 pub mod model;

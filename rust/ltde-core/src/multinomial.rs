@@ -145,6 +145,14 @@ impl Scratch {
         /// The key of rows that are not drawn in vectors; those with many agents have 0, those
         /// with few their rounds.
         const OTHERS: u8 = u8::MAX;
+        let vectors = 2..=few::WIDEST as u32;
+        let limit = |row: &Row| LIMITS[(row.width as usize).min(few::WIDEST + 1)];
+        if rows
+            .iter()
+            .all(|row| vectors.contains(&row.width) && row.n > limit(row))
+        {
+            return [rows.len(); 2];
+        }
         // how many rows have each key, then where those rows begin
         let mut starts = [0u32; OTHERS as usize + 1];
         let mut most = 0;
@@ -152,9 +160,9 @@ impl Scratch {
         for (key, row) in self.keys.iter_mut().zip(rows) {
             // no branch where teams are small: it is hard to predict
             debug_assert!(row.n > 0 && row.width > 0, "{row:?}");
-            *key = if row.n <= LIMITS[(row.width as usize).min(few::WIDEST + 1)] {
+            *key = if row.n <= limit(row) {
                 few::rounds(row.n)
-            } else if (2..=few::WIDEST as u32).contains(&row.width) {
+            } else if vectors.contains(&row.width) {
                 0
             } else {
                 OTHERS
@@ -164,9 +172,6 @@ impl Scratch {
         }
         let many = starts[0] as usize;
         let vectors = rows.len() - starts[usize::from(OTHERS)] as usize;
-        if many == rows.len() {
-            return [many, vectors];
-        }
         let mut sum = 0;
         for start in &mut starts[..=usize::from(most)] {
             (*start, sum) = (sum, sum + *start);

@@ -281,10 +281,15 @@ impl<W: Word> PartRng<W> {
     /// Uniform numbers in (0, 1), those of [`Words::open_uniform`].
     #[inline(always)]
     pub fn open_uniform(&mut self) -> W::Real {
-        let word = self.words();
-        let from_one = (word.shr::<12>() | W::of(word, 1023 << 52)).to_real();
-        from_one - (1.0 - 0.5 / (1u64 << 52) as f64)
+        open_uniform(self.words())
     }
+}
+
+/// Uniform numbers in (0, 1) from the upper 52 bits of words: (k + 1/2) 2^-52 with k uniform.
+#[inline(always)]
+pub(crate) fn open_uniform<W: Word>(word: W) -> W::Real {
+    let from_one = (word.shr::<12>() | W::of(word, 1023 << 52)).to_real();
+    from_one - (1.0 - 0.5 / (1u64 << 52) as f64)
 }
 
 /// A source of uniform 64-bit words. Implemented by [`Rng`] and by the test doubles that prove

@@ -7,7 +7,8 @@
 use std::collections::HashSet;
 use std::fmt::Debug;
 
-use ltde_core::binomial::{Btrs, MAX_COUNT, REJECTION_FROM};
+use ltde_core::binomial::{MAX_COUNT, REJECTION_FROM, Rejection};
+use ltde_core::hat::MANY;
 use ltde_core::math::{exp, ln, ln_1p, stirling_tail};
 use ltde_core::multinomial::{DrawRows, Row, Scratch, normalize};
 use ltde_core::rng::{BlockRng, LaneRng, MAX_STEP, Purpose, Rng, Seed, Words, philox4x32_10};
@@ -281,6 +282,10 @@ impl Kernel for Integers {
         t.word("shl_by", |[x, y, _]| x.shl_by(y & simd.word(0x7F)));
         t.word("shl_by much", |[x, y, _]| x.shl_by(y));
         t.word("minus16_or_zero", |[x, y, _]| x.minus16_or_zero(y));
+        t.word("look_up", |[x, ..]| x.look_up(&TABLE)[0].to_bits());
+        t.word("look_up 1", |[x, ..]| x.look_up(&TABLE)[1].to_bits());
+        t.word("look_up 2", |[x, ..]| x.look_up(&TABLE)[2].to_bits());
+        t.word("look_up 3", |[x, ..]| x.look_up(&TABLE)[3].to_bits());
         t.word("spread8", |[x, ..]| x.spread8());
         t.word("min8", |[x, y, _]| x.min8(y));
         t.word("sum_bytes", |[x, ..]| x.sum_bytes());
@@ -380,11 +385,23 @@ fn bytes_are_signed() {
         Word::minus16_or_zero(0x0005_0003_FFFF_0001, 0x0003_0005_0001_0001),
         0x0002_0000_FFFE_0000
     );
+    assert_eq!(Word::look_up(0xFF13, &TABLE), [16.0, 17.0, 18.0, 19.0]);
     assert_eq!(
         [0, 1, 63, 64, 65, u64::MAX].map(|by| Word::shl_by(3, by)),
         [3, 6, 1 << 63, 0, 0, 0]
     );
 }
+
+/// Numbers that say where they are.
+const TABLE: [f64; 32] = {
+    let mut table = [0.0; 32];
+    let mut i = 0;
+    while i < table.len() {
+        table[i] = i as f64;
+        i += 1;
+    }
+    table
+};
 
 /// Elementary functions: of positive normal numbers, of numbers above -1, of numbers in
 /// [-700, 700], of counts; and n p in two parts.
@@ -502,48 +519,53 @@ fn functions_have_the_same_bits() {
     }
 }
 
-/// All methods of the rejection: n, p, q; u, v; a distance and a k.
+/// All methods of the rejection: n, p, q; a word and v; a distance and a k.
 #[derive(Debug, Clone, Copy)]
-struct Rejection([Lanes; 7]);
+struct Methods([Lanes; 7]);
 
-impl Kernel for Rejection {
+impl Kernel for Methods {
     type Output = Log;
 
     fn run<S: Simd>(self, simd: S) -> Log {
         let mut t = Trial::new(simd, &self.0);
-        let us = |u: S::Real| simd.real(0.5) - u.abs();
-        t.real("candidate", |[n, p, q, u, ..]| {
-            Btrs::new(n, p, q).candidate(u, us(u))
+        t.real("candidate", |[n, p, q, word, ..]| {
+            Rejection::new(n, p, q).candidate(word.to_bits()).k
         });
-        t.mask("accept_at_once", |[n, p, q, u, v, ..]| {
-            Btrs::new(n, p, q).accept_at_once(us(u), v)
+        t.real("width", |[n, p, q, word, ..]| {
+            Rejection::new(n, p, q).candidate(word.to_bits()).width
         });
-        t.real("height", |[n, p, q, u, v, ..]| {
-            Btrs::new(n, p, q).height(us(u), v)
+        t.mask("accept_at_once", |[n, p, q, word, v, ..]| {
+            let law = Rejection::new(n, p, q);
+            law.accept_at_once(&law.candidate(word.to_bits()), v)
         });
-        t.real("ln height", |[n, p, q, u, v, ..]| {
-            ln(Btrs::new(n, p, q).height(us(u), v))
+        t.real("height", |[n, p, q, word, v, ..]| {
+            let law = Rejection::new(n, p, q);
+            law.height(law.candidate(word.to_bits()).width, v)
         });
-        t.real("mode", |[n, p, q, ..]| Btrs::new(n, p, q).mode());
+        t.real("ln height", |[n, p, q, word, v, ..]| {
+            let law = Rejection::new(n, p, q);
+            ln(law.height(law.candidate(word.to_bits()).width, v))
+        });
+        t.real("mode", |[n, p, q, ..]| Rejection::new(n, p, q).mode());
         t.real("series_range", |[n, p, q, ..]| {
-            Btrs::new(n, p, q).series_range()
+            Rejection::new(n, p, q).series_range()
         });
         t.real("series", |[n, p, q, _, _, d, _]| {
-            Btrs::new(n, p, q).ln_ratio_series(d).0
+            Rejection::new(n, p, q).ln_ratio_series(d).0
         });
         t.real("error of the series", |[n, p, q, _, _, d, _]| {
-            Btrs::new(n, p, q).ln_ratio_series(d).1
+            Rejection::new(n, p, q).ln_ratio_series(d).1
         });
         t.real("ln_ratio", |[n, p, q, _, _, _, k]| {
-            let btrs = Btrs::new(n, p, q);
-            btrs.ln_ratio(btrs.mode(), k)
+            let law = Rejection::new(n, p, q);
+            law.ln_ratio(law.mode(), k)
         });
         t.log
     }
 }
 
-/// n from 20 to 2^53, p from where n p = 10, u and v also at their ends, k up to 60 standard
-/// deviations from the mode.
+/// n from 20 to 2^53, p from where n p = 6, words with all strips, and places also at their ends, as
+/// v, k up to 60 standard deviations from the mode.
 #[test]
 fn rejection_has_the_same_bits() {
     let mut rng = words(4);
@@ -559,21 +581,30 @@ fn rejection_has_the_same_bits() {
                 _ => decades(&mut rng, least, 0.5f64.log10()),
             };
             let p = p.max((REJECTION_FROM / n).next_up()).min(0.5);
-            let mut uniform = || match rng.next_word() % 16 {
+            const PLACE: u64 = u64::MAX << 12;
+            const TAIL: u64 = (MANY as u64 - 1) << 2;
+            let word = match rng.next_word() % 16 {
+                0 => rng.next_word() & !PLACE,
+                1 => rng.next_word() | PLACE,
+                2 => rng.next_word() | TAIL,
+                3 => rng.next_word() & !PLACE | TAIL,
+                _ => rng.next_word(),
+            };
+            let v = match rng.next_word() % 16 {
                 0 => end,
                 1 => 1.0 - end,
                 _ => rng.open_uniform(),
             };
-            let (u, v) = (uniform() - 0.5, uniform());
             let sd = (n * p * (1.0 - p)).sqrt();
             let z = (rng.open_uniform() - 0.5) * decades(&mut rng, -2.0, 2.0);
             let k = (n * p + z * sd).round().clamp(0.0, n);
             let distance = (z * sd).abs().round();
-            for (input, x) in inputs.iter_mut().zip([n, p, 1.0 - p, u, v, distance, k]) {
+            let values = [n, p, 1.0 - p, f64::from_bits(word), v, distance, k];
+            for (input, x) in inputs.iter_mut().zip(values) {
                 input[lane] = x;
             }
         }
-        assert_same(Rejection(inputs.map(|input| input.map(f64::to_bits))));
+        assert_same(Methods(inputs.map(|input| input.map(f64::to_bits))));
     }
 }
 

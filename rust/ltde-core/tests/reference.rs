@@ -2,7 +2,7 @@
 //!
 //! `tests/reference/ln_pmf_ratio.py` makes the tables with mpmath.
 
-use ltde_core::binomial::Btrs;
+use ltde_core::binomial::Rejection;
 use ltde_core::math::{exp, ln, ln_1p, stirling_tail};
 
 /// A ratio ln f(k) / f(m) of the law Binomial(n, p).
@@ -42,7 +42,7 @@ fn worst(low: f64, high: f64, formula: impl Fn(&Ratio) -> f64) -> f64 {
 }
 
 fn ours(r: &Ratio) -> f64 {
-    Btrs::new(r.n, r.p, 1.0 - r.p).ln_ratio(r.m, r.k)
+    Rejection::new(r.n, r.p, 1.0 - r.p).ln_ratio(r.m, r.k)
 }
 
 /// The formula of Hörmann's paper, which the implementations that we know take as it stands: a

@@ -139,7 +139,7 @@ fn values() -> String {
             "inversion, tiny p",
             binomials(MAX_COUNT, 5e-16, 1.0 - 5e-16),
         ),
-        ("rejection, n p = 10", binomials(20, 0.5, 0.5)),
+        ("rejection, n p = 6", binomials(12, 0.5, 0.5)),
         ("rejection", binomials(1000, 0.4, 0.6)),
         ("rejection, mirrored", binomials(1000, 0.6, 0.4)),
         ("rejection, small p", binomials(1 << 40, 1e-9, 1.0 - 1e-9)),

@@ -208,6 +208,13 @@ impl Real for F {
     }
 }
 
+/// A row of a table, see [`Word::look_up`].
+#[inline(always)]
+fn row<const N: usize>(table: &[f64; N], at: u64) -> F {
+    let row = table[at as usize & (N - 4)..][..4].as_ptr();
+    F(unsafe { _mm256_loadu_pd(row) })
+}
+
 impl Word for W {
     type Real = F;
 
@@ -271,6 +278,24 @@ impl Word for W {
     #[inline(always)]
     fn any(self) -> bool {
         unsafe { _mm256_testz_si256(self.0, self.0) == 0 }
+    }
+
+    #[inline(always)]
+    fn look_up<const N: usize>(self, table: &[f64; N]) -> [F; 4] {
+        let mut at = [0; 4];
+        self.store(&mut at);
+        unsafe {
+            let (F(r0), F(r1)) = (row(table, at[0]), row(table, at[1]));
+            let (F(r2), F(r3)) = (row(table, at[2]), row(table, at[3]));
+            let (even, odd) = (_mm256_unpacklo_pd(r0, r1), _mm256_unpackhi_pd(r0, r1));
+            let (even2, odd2) = (_mm256_unpacklo_pd(r2, r3), _mm256_unpackhi_pd(r2, r3));
+            [
+                F(_mm256_permute2f128_pd::<0x20>(even, even2)),
+                F(_mm256_permute2f128_pd::<0x20>(odd, odd2)),
+                F(_mm256_permute2f128_pd::<0x31>(even, even2)),
+                F(_mm256_permute2f128_pd::<0x31>(odd, odd2)),
+            ]
+        }
     }
 
     #[inline(always)]

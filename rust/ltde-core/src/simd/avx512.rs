@@ -199,6 +199,17 @@ impl Real for F {
     }
 }
 
+/// Two rows of a table side by side, see [`Word::look_up`].
+#[inline(always)]
+fn rows<const N: usize>(table: &[f64; N], at: u64, and_at: u64) -> F {
+    let low = table[at as usize & (N - 4)..][..4].as_ptr();
+    let high = table[and_at as usize & (N - 4)..][..4].as_ptr();
+    F(unsafe {
+        let low = _mm512_castpd256_pd512(_mm256_loadu_pd(low));
+        _mm512_insertf64x4::<1>(low, _mm256_loadu_pd(high))
+    })
+}
+
 impl Word for W {
     type Real = F;
 
@@ -262,6 +273,27 @@ impl Word for W {
     #[inline(always)]
     fn any(self) -> bool {
         unsafe { _mm512_test_epi64_mask(self.0, self.0) != 0 }
+    }
+
+    #[inline(always)]
+    fn look_up<const N: usize>(self, table: &[f64; N]) -> [F; 4] {
+        let mut at = [0; 8];
+        self.store(&mut at);
+        unsafe {
+            // then a transposition in each half
+            let (F(p0), F(p1)) = (rows(table, at[0], at[4]), rows(table, at[1], at[5]));
+            let (F(p2), F(p3)) = (rows(table, at[2], at[6]), rows(table, at[3], at[7]));
+            let (even, odd) = (_mm512_unpacklo_pd(p0, p1), _mm512_unpackhi_pd(p0, p1));
+            let (even2, odd2) = (_mm512_unpacklo_pd(p2, p3), _mm512_unpackhi_pd(p2, p3));
+            let first = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+            let second = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+            [
+                F(_mm512_permutex2var_pd(even, first, even2)),
+                F(_mm512_permutex2var_pd(odd, first, odd2)),
+                F(_mm512_permutex2var_pd(even, second, even2)),
+                F(_mm512_permutex2var_pd(odd, second, odd2)),
+            ]
+        }
     }
 
     #[inline(always)]

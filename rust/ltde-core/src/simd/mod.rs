@@ -179,6 +179,9 @@ pub trait Word:
     /// Whether some bit is set.
     fn any(self) -> bool;
 
+    /// The rows of four numbers that begin where the lowest bits of the words say, but for the last
+    /// two bits, column by column; `N` is a power of 2.
+    fn look_up<const N: usize>(self, table: &[f64; N]) -> [Self::Real; 4];
     /// The lowest byte in all eight places of each word.
     fn spread8(self) -> Self;
     /// The smaller bytes.

@@ -213,6 +213,12 @@ impl Word for u64 {
     }
 
     #[inline(always)]
+    fn look_up<const N: usize>(self, table: &[f64; N]) -> [f64; 4] {
+        let at = self as usize & (N - 4);
+        [table[at], table[at + 1], table[at + 2], table[at + 3]]
+    }
+
+    #[inline(always)]
     fn spread8(self) -> u64 {
         (self & 0xFF) * 0x0101_0101_0101_0101
     }
