@@ -374,7 +374,7 @@ fn acceptance_is_the_exact_ratio() {
             let ends = [0, PLACES - 1];
             let strips =
                 (0..TAIL).map(|strip| word(side, strip, ends[((turn + strip) % 2) as usize]));
-            let tail = (0..52).map(|i| word(side, TAIL, PLACES - 1 >> i));
+            let tail = (0..52).map(|i| word(side, TAIL, (PLACES - 1) >> i));
             for word in strips.chain(tail) {
                 let exact = threshold_is_exact(n, p, word, 1e-11);
                 assert_ne!(exact, Some(false), "n {n}, p {p}, word {word:x}");
