@@ -725,7 +725,7 @@ def line_learner(critic, k, **options):
         random_softmax(line_model(), "line"),
         critic=critic,
         k=k,
-        n_replicas=6,
+        n_replicas=24,  # so many that neurons go on and off: of 6, one stream in ten saw none
         advantage_scale=1.0,
         **options,
     )
