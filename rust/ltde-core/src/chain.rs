@@ -29,8 +29,6 @@ pub(crate) struct Scratch {
 struct Rows {
     /// Largest number of categories; where a row has fewer, weights are zero.
     width: usize,
-    /// Whether all rows of a group have so many, (groups,).
-    alike: Vec<bool>,
     /// The groups, and one more to write to where nothing is drawn.
     groups: Vec<Group>,
     /// Weights and their suffix sums, (groups, width).
@@ -192,9 +190,8 @@ impl Rows {
     #[inline(never)]
     fn arrange(&mut self, rows: &[Row], weights: &[f64]) {
         const ZERO: Eight<f64> = Eight([0.0; LANES]);
-        let (width, groups) = (columns::width(rows).0 as usize, rows.len().div_ceil(LANES));
+        let (width, groups) = (columns::width(rows) as usize, rows.len().div_ceil(LANES));
         self.width = width;
-        self.alike.clear();
         self.groups.clear();
         self.groups.resize(groups + 1, Group::default());
         self.weights.resize(width * groups, ZERO);
@@ -205,9 +202,7 @@ impl Rows {
             for (left, row) in group.left.0.iter_mut().zip(rows) {
                 *left = row.n as f64;
             }
-            let alike = columns::width(rows) == (width as u32, true);
-            self.alike.push(alike);
-            columns::arrange(rows, alike, weights, columns);
+            columns::arrange(rows, weights, columns);
         }
     }
 
@@ -316,9 +311,9 @@ impl Rows {
     /// Adds what was drawn, row by row: to add to the same count again and again would be slow.
     #[inline(never)]
     fn add(&self, rows: &[Row], out: &mut [i64]) {
-        let groups = rows.chunks(LANES).zip(&self.alike);
-        for ((group, &alike), counts) in groups.zip(self.counts.chunks_exact(self.width)) {
-            columns::add(group, alike, counts, out);
+        let counts = self.counts.chunks_exact(self.width);
+        for (group, counts) in rows.chunks(LANES).zip(counts) {
+            columns::add(group, counts, out);
         }
     }
 }

@@ -31,8 +31,8 @@ const VALUES: f64 = 256.0;
 /// Scratch memory, sized on first use and reused.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Scratch {
-    /// Largest width of eight rows, and whether all have it.
-    widths: Vec<(u32, bool)>,
+    /// Largest width of eight rows.
+    widths: Vec<u32>,
     /// The weights of eight rows side by side, (groups, width).
     weights: Vec<Eight<f64>>,
     ties: Vec<Tied>,
@@ -74,17 +74,17 @@ pub(crate) fn draw<S: Simd>(
     } = scratch;
     arrange(rows, weights, widths, aside);
     let mut aside = aside.as_slice();
-    for (group, &(width, alike)) in rows.chunks(LANES).zip(&*widths) {
+    for (group, &width) in rows.chunks(LANES).zip(&*widths) {
         let weights;
         (weights, aside) = aside.split_at(width as usize);
         // one copy of the code for each small width: its loops are unrolled
         match width {
-            2 => play::<S, 2>(simd, rng, group, alike, weights, ties, out),
-            3 => play::<S, 3>(simd, rng, group, alike, weights, ties, out),
-            4 => play::<S, 4>(simd, rng, group, alike, weights, ties, out),
-            5 => play::<S, 5>(simd, rng, group, alike, weights, ties, out),
-            6 => play::<S, 6>(simd, rng, group, alike, weights, ties, out),
-            _ => play::<S, WIDEST>(simd, rng, group, alike, weights, ties, out),
+            2 => play::<S, 2>(simd, rng, group, weights, ties, out),
+            3 => play::<S, 3>(simd, rng, group, weights, ties, out),
+            4 => play::<S, 4>(simd, rng, group, weights, ties, out),
+            5 => play::<S, 5>(simd, rng, group, weights, ties, out),
+            6 => play::<S, 6>(simd, rng, group, weights, ties, out),
+            _ => play::<S, WIDEST>(simd, rng, group, weights, ties, out),
         }
     }
 }
@@ -96,17 +96,17 @@ pub(crate) fn draw<S: Simd>(
 fn arrange(
     rows: &[Row],
     weights: &[f64],
-    widths: &mut Vec<(u32, bool)>,
+    widths: &mut Vec<u32>,
     weights_aside: &mut Vec<Eight<f64>>,
 ) {
     weights_aside.clear();
     widths.clear();
     for group in rows.chunks(LANES) {
-        let (width, alike) = columns::width(group);
-        widths.push((width, alike));
+        let width = columns::width(group);
+        widths.push(width);
         let first = weights_aside.len();
         weights_aside.resize(first + width as usize, Eight([1.0; LANES]));
-        columns::arrange(group, alike, weights, &mut weights_aside[first..]);
+        columns::arrange(group, weights, &mut weights_aside[first..]);
     }
 }
 
@@ -132,7 +132,6 @@ fn play<S: Simd, const W: usize>(
     simd: S,
     rng: &mut LaneRng,
     rows: &[Row],
-    alike: bool,
     weights: &[Eight<f64>],
     ties: &mut Vec<Tied>,
     out: &mut [i64],
@@ -177,7 +176,7 @@ fn play<S: Simd, const W: usize>(
         let (limits, tied) = (&limits[..width - 1], &tied[..width - 1]);
         resolve::<S>(rng, tied, limits, ties, &mut drawn[..width]);
     }
-    add(rows, alike, &group.drawn, width, out);
+    add(rows, &group.drawn, width, out);
 }
 
 impl<const W: usize> Group<W> {
@@ -312,15 +311,9 @@ fn smallest_from<S: Simd>(simd: S, bit: S::Word) -> S::Word {
 
 /// Adds what was drawn; not compiled for vectors, which would gather.
 #[inline(never)]
-fn add<const W: usize>(
-    rows: &[Row],
-    alike: bool,
-    drawn: &[Eight<i64>; W],
-    width: usize,
-    out: &mut [i64],
-) {
+fn add<const W: usize>(rows: &[Row], drawn: &[Eight<i64>; W], width: usize, out: &mut [i64]) {
     let width = if W == WIDEST { width } else { W };
-    columns::add(rows, alike, &drawn[..width], out);
+    columns::add(rows, &drawn[..width], out);
 }
 
 /// The first byte of a limit in [0, 2^8], at most 2^8 - 1: as a number, and in the lowest byte, from

@@ -139,7 +139,7 @@ impl Kernel for DrawRows<'_> {
 impl Scratch {
     /// Sorts rows, stable: those with many agents first, those with few in ascending order of
     /// their rounds, and those that are not drawn in vectors. Returns where the second and the
-    /// third kind begin. If all have many agents, `rows` are left as they are.
+    /// third kind begin. If all have more than [`few::MOST`] agents, `rows` are left as they are.
     #[inline(never)]
     fn sort(&mut self, rows: &[Row]) -> [usize; 2] {
         /// The key of rows that are not drawn in vectors; those with many agents have 0, those
@@ -149,7 +149,7 @@ impl Scratch {
         let limit = |row: &Row| LIMITS[(row.width as usize).min(few::WIDEST + 1)];
         if rows
             .iter()
-            .all(|row| vectors.contains(&row.width) && row.n > limit(row))
+            .all(|row| row.n > few::MOST && vectors.contains(&row.width))
         {
             return [rows.len(); 2];
         }
