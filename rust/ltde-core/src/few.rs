@@ -99,14 +99,20 @@ fn arrange(
     widths: &mut Vec<u32>,
     weights_aside: &mut Vec<Eight<f64>>,
 ) {
-    weights_aside.clear();
     widths.clear();
+    let mut first = 0;
     for group in rows.chunks(LANES) {
         let width = columns::width(group);
         widths.push(width);
-        let first = weights_aside.len();
-        weights_aside.resize(first + width as usize, Eight([1.0; LANES]));
-        columns::arrange(group, weights, &mut weights_aside[first..]);
+        let end = first + width as usize;
+        weights_aside.resize(end.max(weights_aside.len()), Eight::default());
+        let columns = &mut weights_aside[first..end];
+        if group.len() < LANES {
+            // nobody is there, but a sum must be
+            columns.fill(Eight([1.0; LANES]));
+        }
+        columns::arrange(group, weights, columns);
+        first = end;
     }
 }
 
