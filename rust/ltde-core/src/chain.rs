@@ -192,13 +192,15 @@ impl Rows {
         const ZERO: Eight<f64> = Eight([0.0; LANES]);
         let (width, groups) = (columns::width(rows) as usize, rows.len().div_ceil(LANES));
         self.width = width;
-        self.groups.clear();
         self.groups.resize(groups + 1, Group::default());
         self.weights.resize(width * groups, ZERO);
         self.tails.resize(width * groups, ZERO);
         self.counts.resize(width * groups, Eight([0; LANES]));
         let groups = rows.chunks(LANES).zip(&mut self.groups);
         for ((rows, group), columns) in groups.zip(self.weights.chunks_exact_mut(width)) {
+            if rows.len() < LANES {
+                *group = Group::default();
+            }
             for (left, row) in group.left.0.iter_mut().zip(rows) {
                 *left = row.n as f64;
             }

@@ -41,11 +41,15 @@ const LIMITS: [i64; few::WIDEST + 2] = {
         } else {
             450
         };
-        assert!(limits[width] <= few::MOST);
+        assert!(limits[width] <= MOST);
         width += 1;
     }
     limits
 };
+
+/// No limit is above it.
+const MOST: i64 = 600;
+const _: () = assert!(MOST <= few::MOST);
 
 /// Scratch memory of the samplers, sized on first use and reused.
 #[derive(Debug, Default, Clone)]
@@ -139,7 +143,7 @@ impl Kernel for DrawRows<'_> {
 impl Scratch {
     /// Sorts rows, stable: those with many agents first, those with few in ascending order of
     /// their rounds, and those that are not drawn in vectors. Returns where the second and the
-    /// third kind begin. If all have more than [`few::MOST`] agents, `rows` are left as they are.
+    /// third kind begin. If all have more than [`MOST`] agents, `rows` are left as they are.
     #[inline(never)]
     fn sort(&mut self, rows: &[Row]) -> [usize; 2] {
         /// The key of rows that are not drawn in vectors; those with many agents have 0, those
@@ -149,7 +153,7 @@ impl Scratch {
         let limit = |row: &Row| LIMITS[(row.width as usize).min(few::WIDEST + 1)];
         if rows
             .iter()
-            .all(|row| row.n > few::MOST && vectors.contains(&row.width))
+            .all(|row| row.n > MOST && vectors.contains(&row.width))
         {
             return [rows.len(); 2];
         }
