@@ -53,7 +53,8 @@ pub(crate) const UNROLLED: usize = 6;
 /// Words that hold all agents of a row.
 #[inline(always)]
 pub(crate) fn rounds(n: i64) -> u8 {
-    (n as u32).div_ceil(AGENTS as u32) as u8
+    // `div_ceil` would allow for overflow
+    ((n as u32 + (AGENTS as u32 - 1)) >> AGENTS.trailing_zeros()) as u8
 }
 
 /// Adds a draw of every row to `out`: at most [`MOST`] agents and [`WIDEST`] categories each, in

@@ -159,7 +159,7 @@ impl Scratch {
         }
         // how many rows have each key, then where those rows begin
         let mut starts = [0u32; OTHERS as usize + 1];
-        let mut most = 0;
+        let mut bits = 0;
         self.keys.resize(rows.len(), 0);
         for (key, row) in self.keys.iter_mut().zip(rows) {
             // no branch where teams are small: it is hard to predict
@@ -171,13 +171,14 @@ impl Scratch {
             } else {
                 OTHERS
             };
-            most = most.max(*key);
+            bits |= *key;
             starts[usize::from(*key)] += 1;
         }
         let many = starts[0] as usize;
         let vectors = rows.len() - starts[usize::from(OTHERS)] as usize;
         let mut sum = 0;
-        for start in &mut starts[..=usize::from(most)] {
+        // no key is above its bits
+        for start in &mut starts[..=usize::from(bits)] {
             (*start, sum) = (sum, sum + *start);
         }
         self.sorted.resize(rows.len(), Row::default());
