@@ -41,7 +41,7 @@ pub struct Sums {
     /// The sum of each row (cells, A).
     totals: Vec<f64>,
     /// Room for the law of the policy, then the laws of the rows, (cells, 1 + A), of teams that are
-    /// drawn agent by agent; and room.
+    /// drawn agent by agent.
     laws: Vec<Eight<f64>>,
     /// Whether no law has more than [`tiny::HALF`] limits.
     half: bool,
@@ -75,8 +75,7 @@ impl Sums {
             0
         };
         if self.most > 0 {
-            let size = cells.len() * (1 + width) + tiny::WIDEST;
-            self.laws.resize(size, Eight::default());
+            self.laws.resize(tiny::LAWS_AND_ROOM, Eight::default());
         }
         let most = self.most;
         let kind = |i: usize| {
@@ -187,7 +186,7 @@ pub fn draw<P: TeamPolicy>(policy: &P, teams: Teams<'_, i64>, rng: &mut BlockRng
             width,
             half: sums.half,
             pi,
-            laws: &mut sums.laws,
+            laws: sums.laws.first_chunk_mut().expect("sized with the sums"),
             actions,
             landed,
             scratch: tiny,

@@ -6,7 +6,7 @@
 //! rows, Eq. (2.7): agents of a team are independent given the densities. The error in probability
 //! is that of the sums of weights, K - 1 roundings of 2^-53 at most.
 
-use crate::rng::{BlockRng, LaneRng};
+use crate::rng::{BLOCK, BlockRng, LaneRng};
 use crate::simd::{Eight, Kernel, LANES, Mask, Real, Simd};
 
 /// Most agents of the mean team of a block where teams are drawn agent by agent; measured on the
@@ -21,6 +21,12 @@ const ROOM: usize = 32;
 
 /// Most actions, and most neighbours, of a tiny team.
 pub(crate) const WIDEST: usize = LANES;
+
+/// Most laws of a block: where one begins needs no check but for lower bits.
+const LAWS: usize = (BLOCK * (1 + WIDEST)).next_power_of_two();
+
+/// Room for the laws of a block, and for those behind the last that are not looked at.
+pub(crate) const LAWS_AND_ROOM: usize = LAWS + WIDEST;
 
 /// Most agents of a tiny team in a block of so many teams with so many agents together: few beside
 /// many are as quick in [`crate::few`].
@@ -71,9 +77,8 @@ pub(crate) struct PlayTiny<'a> {
     pub half: bool,
     /// pi (A,) of each state.
     pub pi: &'a [f64],
-    /// Laws (1 + A,) of each state: room for that of pi, then those of the rows of P; and room for
-    /// [`WIDEST`] more.
-    pub laws: &'a mut [Eight<f64>],
+    /// Laws (1 + A,) of each state: room for that of pi, then those of the rows of P.
+    pub laws: &'a mut [Eight<f64>; LAWS_AND_ROOM],
     /// For the team action (A,) of each state; with room for [`WIDEST`] more.
     pub actions: &'a mut [i64],
     /// For how many go to each neighbour (|N_s|,) of each state; with room for [`WIDEST`] more.
@@ -162,7 +167,7 @@ impl PlayTiny<'_> {
 fn begin<const A: usize, const LIMITS: usize>(
     teams: &[Team],
     pi: &[f64],
-    laws: &mut [Eight<f64>],
+    laws: &mut [Eight<f64>; LAWS_AND_ROOM],
     agents: &mut [u32],
 ) {
     let mut len = 0;
@@ -295,7 +300,7 @@ const COUNTED: [u64; 1 << TOTAL] = {
 #[inline(always)]
 fn choose<S: Simd, const LIMITS: usize>(
     simd: S,
-    laws: &[Eight<f64>],
+    laws: &[Eight<f64>; LAWS_AND_ROOM],
     agents: &[[u32; LANES]],
     uniforms: &[[Eight<f64>; 2]],
     sums: &mut [[[u64; 2]; LANES]],
@@ -303,12 +308,11 @@ fn choose<S: Simd, const LIMITS: usize>(
     let [mut actions, mut next_states] = [0u64; 2];
     for ((agents, [u, v]), sums) in agents.iter().zip(uniforms).zip(sums) {
         for (((&first, &u), &v), sums) in agents.iter().zip(&u.0).zip(&v.0).zip(sums) {
-            // one check of the bounds for both laws
-            let laws = &laws[first as usize..first as usize + 1 + WIDEST];
-            let limits = reached::<S, LIMITS>(simd, &laws[0], u);
+            let first = first as usize % LAWS;
+            let limits = reached::<S, LIMITS>(simd, &laws[first], u);
             actions = actions.wrapping_add(COUNTED[limits]);
-            let law = &laws[1 + limits.count_ones() as usize];
-            let limits = reached::<S, LIMITS>(simd, law, v);
+            let law = first + 1 + limits.count_ones() as usize;
+            let limits = reached::<S, LIMITS>(simd, &laws[law], v);
             next_states = next_states.wrapping_add(COUNTED[limits]);
             *sums = [actions, next_states];
         }
