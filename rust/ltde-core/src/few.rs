@@ -107,12 +107,8 @@ fn arrange(
         widths.push(width);
         let end = first + width as usize;
         weights_aside.resize(end.max(weights_aside.len()), Eight::default());
-        let columns = &mut weights_aside[first..end];
-        if group.len() < LANES {
-            // nobody is there, but a sum must be
-            columns.fill(Eight([1.0; LANES]));
-        }
-        columns::arrange(group, weights, columns);
+        // what stands in the lanes of rows that are missing does not matter: nobody is there
+        columns::arrange(group, weights, &mut weights_aside[first..end]);
         first = end;
     }
 }
